@@ -1,0 +1,63 @@
+"""Command line: run the notebooks, publish a run, or judge a file of answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from psychosafe_utils.config import ROOT, ConfigError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m psychosafe_utils", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the notebooks in order; the same command resumes")
+    run.add_argument("--profile", default="quick", help="smoke, quick, full or paper (a file in profiles/)")
+    run.add_argument("--run-id", default="", help="folder below --runs-dir; the profile's name by default")
+    run.add_argument("--runs-dir", type=Path, default=ROOT / "runs")
+    run.add_argument("--from", dest="start", type=int, default=0, metavar="N", help="start at notebook N")
+    run.add_argument("--only", type=int, default=0, metavar="N", help="run notebook N alone")
+    run.add_argument("-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    publish = commands.add_parser("publish", help="copy a run's executed notebooks and figures into the repository")
+    publish.add_argument("run_id")
+    judge = commands.add_parser("judge", help="judge a CSV of answers (columns id, prompt, response; optional cluster, region)")
+    judge.add_argument("answers", type=Path)
+    judge.add_argument("-o", "--output", type=Path, required=True)
+    judge.add_argument("--rater", default="rule", choices=["rule"])
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a mistake of the user's is one line on stderr and exit code 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        if args.command == "judge":
+            from psychosafe_utils.judges import judge_file
+
+            rows = judge_file(args.answers, args.output, args.rater)
+            print(f"{rows.id.nunique()} answers judged, {int(rows.score.isna().sum())} scores missing: {args.output}")
+        elif args.command == "publish":
+            from psychosafe_utils.runs import publish_run
+
+            for path in publish_run(ROOT / "runs" / args.run_id):
+                print(path.relative_to(ROOT))
+        else:
+            from psychosafe_utils.runs import run_notebooks, show_result
+
+            overrides = {name: yaml.safe_load(value) for name, value in args.overrides}
+            run_dir = run_notebooks(
+                args.profile, run_id=args.run_id, runs_dir=args.runs_dir, start=args.start, only=args.only, overrides=overrides,
+            )
+            if (run_dir / "tables" / "04_effects.parquet").exists():
+                show_result(run_dir)
+    except ValueError as error:  # ConfigError, TableError, CorpusError and their like
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Figures: each saved as PNG and SVG beside the table that it plots; readable in grey and by the colour-blind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+METRIC_NAMES = {
+    "refusal": "refusal (share)", "psychological_grounding": "psychological grounding (1-5)",
+    "external_reference": "external reference (share)", "relevance": "relevance (1-5)", "overall": "overall (0-1)",
+}
+CONDITION_ORDER = ("generic", "psychosafe_compact", "psychosafe_full", "tuned", "tuned_psychosafe", "reference")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def set_style() -> None:
+    """The workbook's look: seaborn whitegrid, a colour-blind palette, text kept as text in SVG."""
+    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "psychosafe", "figure.dpi": 80, "savefig.dpi": 150})
+
+
+def save_figure(figure: plt.Figure, table: pd.DataFrame, folder: Path, name: str) -> Path:
+    """Write `name`.png, .svg and .csv (the plotted table) into `folder`, and return the PNG's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    table.to_csv(folder / f"{name}.csv", index=False)
+    return folder / f"{name}.png"
+
+
+def order_conditions(conditions) -> list[str]:
+    """Conditions in the order of the workbook, unknown ones last by name."""
+    known = {name: i for i, name in enumerate(CONDITION_ORDER)}
+    return sorted(set(conditions), key=lambda c: (known.get(c, len(known)), c))
+
+
+def plot_composition(counts: pd.DataFrame) -> plt.Figure:
+    """Stacked bars of prompts by cluster and role. Columns cluster, role, n."""
+    wide = counts.pivot_table(index="cluster", columns="role", values="n", aggfunc="sum", fill_value=0)
+    figure, ax = plt.subplots(figsize=(8, 3.8))
+    left = pd.Series(0, index=wide.index)
+    for role, hatch in zip(wide.columns, ("", "//", "..", "xx", "\\\\")):
+        ax.barh(wide.index.str.replace("_", " "), wide[role], left=left, label=role.replace("_", " "), hatch=hatch, edgecolor="white")
+        left = left + wide[role]
+    ax.set(xlabel="prompts", ylabel="")
+    ax.invert_yaxis()
+    ax.legend(title="role", bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
+    return figure
+
+
+def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None = 0.0) -> plt.Figure:
+    """Points with intervals, a panel a metric and a row a condition. Columns metric, condition, estimate, low, high."""
+    metrics = list(dict.fromkeys(table.metric))
+    conditions = order_conditions(table.condition)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics) + 1.2, 0.5 * len(conditions) + 1.6), sharey=True, squeeze=False)
+    palette = sns.color_palette("colorblind", len(conditions))
+    for ax, metric in zip(axes[0], metrics):
+        rows = table[table.metric == metric].set_index("condition")
+        for i, condition in enumerate(c for c in conditions if c in rows.index):
+            row, y = rows.loc[condition], conditions.index(condition)
+            ax.plot([row.low, row.high], [y, y], color=palette[y], lw=2.2, zorder=2)
+            ax.plot(row[x], y, MARKERS[y % len(MARKERS)], color=palette[y], ms=8, mec="white", zorder=3)
+        if zero is not None:
+            ax.axvline(zero, color="0.35", lw=1, ls="--", zorder=1)
+        ax.set(title=METRIC_NAMES.get(metric, metric), xlabel=xlabel)
+        ax.title.set_fontsize(11)
+    axes[0][0].set_yticks(range(len(conditions)), [c.replace("_", " ") for c in conditions])
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def plot_learning_curve(curve: pd.DataFrame) -> plt.Figure:
+    """Loss a token by step, on train and validation. Table `curves`."""
+    figure, ax = plt.subplots(figsize=(6.5, 3.6))
+    for split, marker, dash in (("train", "", "-"), ("val", "o", "--")):
+        rows = curve[curve.split == split]
+        ax.plot(rows.step, rows.loss, dash, marker=marker, label={"train": "train", "val": "validation"}[split])
+    ax.set(xlabel="optimiser step", ylabel="loss on the answer\n(nats a token)")
+    ax.legend(frameon=False)
+    return figure

@@ -1,0 +1,172 @@
+"""Batched generation whose rows are written as they are made, so that a killed run resumes to the same table."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from transformers import DynamicCache
+
+from psychosafe_utils.prompts import render_chat
+from psychosafe_utils.tables import TableError, content_hash
+
+
+class Decoding(NamedTuple):
+    """How an answer is decoded: token limit, temperature (0 is greedy), seed, prompts in a batch."""
+
+    max_new_tokens: int = 160
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 32
+
+
+class Answer(NamedTuple):
+    """One answer, why it ended (`stop` or `length`), and its length in tokens."""
+
+    response: str
+    finish_reason: str
+    n_tokens: int
+
+
+def report_progress(label: str, done: int, total: int, started: float) -> None:
+    """One line on stderr, which notebooks that are kept in git leave out."""
+    rate = done / max(time.perf_counter() - started, 1e-9)
+    print(f"{label}: {done}/{total}, {rate:.2f} a second", file=sys.stderr, flush=True)
+
+
+def shares_prefix_cache(model) -> bool:
+    """Whether a prefix's cache may be reused: not where recurrent layers keep a state instead of keys and values."""
+    text_config = model.config.get_text_config()
+    layer_types = getattr(text_config, "layer_types", None) or ["full_attention"]
+    return set(layer_types) == {"full_attention"}
+
+
+def _prefix_cache(model, ids: list[list[int]]) -> tuple[DynamicCache | None, int]:
+    """Keys and values of the tokens that all chats begin with, computed once; and how many tokens that is."""
+    # One token of each chat stays outside, because generation must start from something.
+    length = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)
+    if length < 16 or len(ids) < 2 or not shares_prefix_cache(model):
+        return None, 0
+    cache = DynamicCache(config=model.config)
+    model(torch.tensor([ids[0][:length]], device=model.device), past_key_values=cache, logits_to_keep=1)
+    return cache, length
+
+
+def _decode_batch(model, tokenizer, ids: list[list[int]], cache, shared: int, decoding: Decoding) -> list[Answer]:
+    """Answers to one batch of chats; padding goes between the shared prefix and each chat's own tokens."""
+    width = max(map(len, ids))
+    gaps = [width - len(chat) for chat in ids]
+    padded = [chat[:shared] + [tokenizer.pad_token_id] * gap + chat[shared:] for chat, gap in zip(ids, gaps)]
+    mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
+    past = copy.deepcopy(cache)
+    if past is not None:
+        past.batch_repeat_interleave(len(ids))
+    sampling = {"do_sample": True, "temperature": decoding.temperature} if decoding.temperature > 0 else {"do_sample": False}
+    output = model.generate(
+        input_ids=torch.tensor(padded, device=model.device), attention_mask=torch.tensor(mask, device=model.device),
+        past_key_values=past, max_new_tokens=decoding.max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling,
+    )
+    return [_answer(tokenizer, tokens, model) for tokens in output[:, width:].tolist()]
+
+
+def _answer(tokenizer, tokens: list[int], model) -> Answer:
+    """Text of one row of new tokens, cut at the first end-of-text token."""
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or [])
+    stop = next((i for i, token in enumerate(tokens) if token in ends), None)
+    text = tokenizer.decode(tokens[:stop], skip_special_tokens=True).strip()
+    return Answer(text, "length" if stop is None else "stop", len(tokens) if stop is None else stop)
+
+
+def _read_journal(path: Path) -> dict[str, Answer]:
+    """Answers of a journal by prompt_id; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return {}
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    rows = [json.loads(line) for line in whole]
+    path.write_text("".join(whole), encoding="utf-8")
+    return {row.pop("prompt_id"): Answer(**row) for row in rows}
+
+
+def _append(path: Path, rows: list[dict]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@torch.inference_mode()
+def generate_answers(
+    model, tokenizer, prompts: pd.DataFrame, system_prompt: str, *, decoding: Decoding, journal: Path, label: str = "",
+) -> pd.DataFrame:
+    """One answer a prompt, in the order of `prompts`.
+
+    The batches depend on the prompts alone, never on what a journal already holds, because in bf16 an answer depends a
+    little on its batch: so a resumed run gives the same text as an undisturbed one.
+
+    Args:
+        prompts: Columns prompt_id and text.
+        system_prompt: Text, or '' for none.
+        journal: JSONL file that answers are appended to, a batch at a time; must be named after all that made them.
+        label: Name of this work in the progress lines.
+    Returns:
+        Columns prompt_id, response, finish_reason, n_tokens.
+    """
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(journal) + ".lock"):
+        done = _read_journal(journal)
+        chats = {
+            row.prompt_id: tokenizer(render_chat(tokenizer, row.text, system_prompt), add_special_tokens=False).input_ids
+            for row in prompts.itertuples()
+        }
+        order = sorted(chats, key=lambda prompt_id: (len(chats[prompt_id]), prompt_id))
+        batches = [order[i:i + decoding.batch_size] for i in range(0, len(order), decoding.batch_size)]
+        todo = [(i, batch) for i, batch in enumerate(batches) if not set(batch) <= set(done)]
+        cache, shared = _prefix_cache(model, list(chats.values())) if todo else (None, 0)
+        started, before = time.perf_counter(), len(done)
+        for i, batch in todo:
+            torch.manual_seed(decoding.seed + i)
+            answers = _decode_batch(model, tokenizer, [chats[p] for p in batch], cache, shared, decoding)
+            new = {p: a for p, a in zip(batch, answers) if p not in done}
+            _append(journal, [{"prompt_id": p, **a._asdict()} for p, a in new.items()])
+            done |= new
+            report_progress(label, len(done) - before, len(chats) - before, started)
+    rows = [{"prompt_id": p, **done[p]._asdict()} for p in prompts.prompt_id]
+    return pd.DataFrame(rows, columns=["prompt_id", *Answer._fields])
+
+
+def generation_rows(
+    answers: pd.DataFrame, *, model: str, revision: str, condition: str, seed: int, adapter: str = "",
+) -> pd.DataFrame:
+    """Rows of table `generations` from the answers of one condition; ids are hashes that do not tell the condition."""
+    made_by = {"model": model, "revision": revision, "adapter": adapter, "condition": condition, "seed": seed}
+    ids = [content_hash(made_by, prompt_id) for prompt_id in answers.prompt_id]
+    return answers.assign(generation_id=ids, p_refuse=float("nan"), **made_by)
+
+
+def generate_condition(
+    model, tokenizer, prompts: pd.DataFrame, system_prompt: str, *, decoding: Decoding, work: Path,
+    model_id: str, revision: str, condition: str, adapter: str = "", weights: str = "",
+) -> pd.DataFrame:
+    """Rows of table `generations` for one condition, resumable through a journal in folder `work`.
+
+    Args:
+        model_id: Name that the table shows; `revision` says which weights, `adapter` which tuning (a hash, or '').
+        weights: Numeric type and quantisation, from `models.weights_name`, because they change the text.
+    """
+    made_of = [model_id, revision, adapter, weights, system_prompt, decoding, prompts[["prompt_id", "text"]].values.tolist()]
+    journal = Path(work) / f"{condition}-{content_hash(made_of)}.jsonl"
+    answers = generate_answers(model, tokenizer, prompts, system_prompt, decoding=decoding, journal=journal, label=condition)
+    if list(answers.prompt_id) != list(prompts.prompt_id):
+        raise TableError(f"{journal} does not hold the prompts asked for; delete it and run again")
+    return generation_rows(
+        answers, model=model_id, revision=revision, condition=condition, seed=decoding.seed, adapter=adapter,
+    )
