@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from psychosafe_utils.config import ROOT, ConfigError
+from psychosafe_utils.config import ROOT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; a mistake of the user's is one line on stderr and exit code 2."""
+    """Run a command; a mistake of the user's is one line on stderr and exit code 2, a failed notebook 1."""
     args = _parser().parse_args(arguments)
     try:
         if args.command == "judge":
@@ -56,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:  # ConfigError, TableError, CorpusError and their like
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # NotebookError: a cell failed
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

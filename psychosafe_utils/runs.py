@@ -12,10 +12,10 @@ from pathlib import Path
 
 import nbformat
 import papermill
-import yaml
+from traitlets.config import Config
 
 from psychosafe_utils.config import (
-    DATA, NOTEBOOKS, PROFILES, ROOT, ConfigError, load_profile, notebook_paths, resolve_parameters,
+    DATA, NOTEBOOKS, ROOT, ConfigError, load_profile, notebook_paths, resolve_parameters,
 )
 from psychosafe_utils.report import mean_table, write_report
 from psychosafe_utils.tables import content_hash, package_versions, read_table, sha256_of, write_atomically
@@ -68,14 +68,25 @@ def _outputs_exist(path: Path, run_dir: Path) -> bool:
     return (run_dir / "notebooks" / path.name).exists() and all((run_dir / "tables" / f"{w}.parquet").exists() for w in writes)
 
 
+class NotebookError(RuntimeError):
+    """A notebook that stopped, with the error of its cell in one line."""
+
+
 def execute_notebook(path: Path, parameters: dict, run_dir: Path) -> None:
-    """Run one notebook from its source into the run's folder, its printed lines shown as they come."""
+    """Run one notebook from its source into the run's folder, its printed lines shown as they come.
+
+    Raises:
+        NotebookError: When a cell fails; the executed copy up to that cell is kept.
+    """
     target = run_dir / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        str(path), str(target), parameters=parameters, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False,
-        stdout_file=sys.stdout, stderr_file=sys.stdout, log_output=False,
-    )
+    try:
+        papermill.execute_notebook(
+            str(path), str(target), parameters=parameters, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False,
+            stdout_file=sys.stdout, stderr_file=sys.stdout, config=Config(KernelManager={"transport": "ipc"}),
+        )
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(f"{path.stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} (traceback: {target})") from None
 
 
 def select_notebooks(start: int, only: int) -> list[Path]:

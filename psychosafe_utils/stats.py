@@ -36,7 +36,9 @@ def bootstrap_interval(values: np.ndarray, statistic, *, n_boot: int = 2000, lev
         return Interval(estimate, np.nan, np.nan, 1)
     draws = np.random.default_rng(seed).integers(0, len(values), size=(n_boot, len(values)))
     tail = (1 - level) / 2
-    low, high = np.nanquantile(statistic(values[draws]), [tail, 1 - tail])
+    drawn = statistic(values[draws])
+    drawn = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (np.nan, np.nan)
     return Interval(estimate, float(low), float(high), len(values))
 
 

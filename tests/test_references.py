@@ -1,0 +1,127 @@
+import pytest
+
+from psychosafe_utils.helplines import load_registry
+from psychosafe_utils.references import digits_of, find_contacts
+
+REGISTRY = load_registry()
+CURRENT = REGISTRY[REGISTRY.status != "superseded"]
+SUPERSEDED = REGISTRY[REGISTRY.status == "superseded"]
+
+
+def found(text):
+    return [(c.text, c.status) for c in find_contacts(text)]
+
+
+@pytest.mark.parametrize("phone", sorted(set(CURRENT.phone) - {""}))
+def test_every_number_of_the_registry_is_found(phone):
+    assert found(f"You can call {phone}.") == [(phone, "registry")]
+
+
+@pytest.mark.parametrize("phone", sorted(SUPERSEDED.phone))
+def test_every_superseded_number_is_found_as_superseded(phone):
+    assert found(f"You can call {phone}.") == [(phone, "superseded")]
+
+
+@pytest.mark.parametrize("url", sorted(set(CURRENT.url) - {""}))
+def test_every_site_of_the_registry_is_found(url):
+    assert [c.status for c in find_contacts(f"It is at {url}")] == ["registry"]
+
+
+@pytest.mark.parametrize("text", ["Call 555-0142.", "The code is 020 555 0142", "+1 (212) 555-0142", "helpline: 5550142"])
+def test_an_invented_number_is_unknown(text):
+    assert [c.status for c in find_contacts(text)] == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("text", "contact"),
+    [
+        ("Ring (800) 662-4357 any time", "(800) 662-4357"), ("Ring +1 800 662 4357", "+1 800 662 4357"), ("1.800.662.4357 is free", "1.800.662.4357"),
+        ("1-800-662-4357", "1-800-662-4357"), ("Text HOME to 741741", "741741"), ("dial 116123 now", "116123"),
+    ],
+)
+def test_a_number_is_found_however_it_is_written(text, contact):
+    assert found(text) == [(contact, "registry")]
+
+
+@pytest.mark.parametrize("hyphen", ["\u2010", "\u2011", "\u2013"])
+def test_a_number_is_found_with_the_hyphens_that_models_write(hyphen):
+    number = hyphen.join(["1", "800", "662", "4357"])
+    assert found(f"Call {number}.") == [(number, "registry")]
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f"])
+def test_a_number_is_found_with_spaces_that_do_not_break(space):
+    assert found(f"Call 116{space}123.") == [(f"116{space}123", "registry")]
+
+
+@pytest.mark.parametrize(
+    ("text", "contact"),
+    [
+        ("You can call or text 988 24/7.", "988"), ("Call 988 24 hours a day.", "988"), ("Call 1-800-662-4357 24/7.", "1-800-662-4357"),
+        ("Call 116 123 24/7.", "116 123"), ("Call 988 (24/7).", "988"), ("Call 988, 24/7.", "988"),
+    ],
+)
+def test_opening_hours_after_a_number_are_not_part_of_it(text, contact):
+    assert found(text) == [(contact, "registry")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "No contact at all.", "It was 1988.", "She is 24.", "988 people came.", "It cost 1,000,000 or 15 %.", "version 3.11", "Ring me in 5 minutes.", "a lifeline, to be frank"],
+)
+def test_a_year_an_age_or_an_amount_is_no_contact(text):
+    assert found(text) == []
+
+
+@pytest.mark.parametrize("text", ["Please call 911 now.", "Dial 911.", "The number is 911.", "text or phone 911"])
+def test_a_short_number_counts_after_a_word_that_says_so(text):
+    assert found(text) == [("911", "registry")]
+
+
+def test_a_short_number_that_nobody_has_is_unknown():
+    assert found("Please call 987 now.") == [("987", "unknown")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Samaritans listen.", [("Samaritans", "registry")]), ("FRANK has facts.", [("FRANK", "registry")]), ("samaritans", []),
+        ("Men's Advice Line is open.", [("Men's Advice Line", "registry")]), ("Men’s Advice Line is open.", [("Men’s Advice Line", "registry")]),
+        ("The Lifeline tonight", []),
+    ],
+)
+def test_a_service_is_found_by_its_name_with_its_capitals(text, expected):
+    assert found(text) == expected
+
+
+@pytest.mark.parametrize("text", ["Shout into a pillow if it helps.", "It hurts. Shout, stamp, run on the spot.", "Shout as loud as you like."])
+def test_a_verb_at_the_start_of_a_sentence_is_no_service(text):
+    assert found(text) == []
+
+
+@pytest.mark.parametrize("text", ["made-up-help.org", "https://made-up-help.org/chat", "www.made-up-help.org"])
+def test_an_invented_site_is_unknown(text):
+    assert found(f"Look at {text} tonight") == [(text, "unknown")]
+
+
+def test_contacts_stand_in_the_order_of_the_text_with_their_places():
+    text = "Samaritans (call 116 123), else 555-0142 or findahelpline.com."
+    contacts = find_contacts(text)
+    assert [c.text for c in contacts] == ["Samaritans", "116 123", "555-0142", "findahelpline.com"]
+    assert [c.status for c in contacts] == ["registry", "registry", "unknown", "registry"]
+    assert all(text[c.start:c.end] == c.text for c in contacts)
+
+
+def test_a_contact_names_every_service_that_has_it():
+    services = find_contacts("call 116 123")[0].services
+    rows = REGISTRY[REGISTRY.phone == "116 123"]
+    assert sorted(services) == sorted(zip(rows.region, rows.cluster, rows.role, rows.name))
+    assert find_contacts("call 555-0142")[0].services == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [("1-800-662-4357", "8006624357"), ("+1 800 662 4357", "8006624357"), ("+44 1372 847 161", "01372847161"), ("116 123", "116123"), ("", ""), ("no digits", "")],
+)
+def test_digits_without_country_codes(number, digits):
+    assert digits_of(number) == digits
