@@ -41,7 +41,8 @@ def notebook_paths() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
-def _nearest(name: str, names) -> str:
+def nearest_name(name: str, names) -> str:
+    """The end of an error message: the known name that `name` is closest to, or all known names."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(names))}"
 
@@ -54,7 +55,7 @@ def load_profile(name: str) -> dict[str, dict]:
     """
     path = PROFILES / f"{name}.yaml"
     if not path.exists():
-        raise ConfigError(f"unknown profile '{name}'{_nearest(name, [p.stem for p in PROFILES.glob('*.yaml')])}")
+        raise ConfigError(f"unknown profile '{name}'{nearest_name(name, [p.stem for p in PROFILES.glob('*.yaml')])}")
     profile = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not all(isinstance(v, dict) for v in profile.values()):
         raise ConfigError(f"{path.name}: every top-level key must hold 'name: value' pairs")
@@ -86,16 +87,16 @@ def resolve_parameters(defaults: dict[str, dict], profile: dict[str, dict], over
     known = {name for names in defaults.values() for name in names}
     for section in profile:
         if section != "all" and section not in defaults:
-            raise ConfigError(f"the profile names a notebook '{section}'{_nearest(section, defaults)}")
+            raise ConfigError(f"the profile names a notebook '{section}'{nearest_name(section, defaults)}")
     for source in (profile.get("all", {}), overrides):
         for name in source:
             if name not in known:
-                raise ConfigError(f"unknown parameter '{name}'{_nearest(name, known)}")
+                raise ConfigError(f"unknown parameter '{name}'{nearest_name(name, known)}")
     resolved = {}
     for stem, names in defaults.items():
         for name in profile.get(stem, {}):
             if name not in names:
-                raise ConfigError(f"{stem} has no parameter '{name}'{_nearest(name, names)}")
+                raise ConfigError(f"{stem} has no parameter '{name}'{nearest_name(name, names)}")
         given = {**profile.get("all", {}), **profile.get(stem, {}), **overrides}
         resolved[stem] = {n: check_type(n, given.get(n, default), default) for n, default in names.items()}
     return resolved

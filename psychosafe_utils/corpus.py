@@ -12,9 +12,9 @@ import pandas as pd
 import yaml
 
 from psychosafe_utils.config import CLUSTERS, DATA, RISK_CLUSTERS
-from psychosafe_utils.helplines import HelplineError, fill_slots, slots_in
+from psychosafe_utils.helplines import ANY_SLOT, HelplineError, fill_slots, slots_in
 from psychosafe_utils.references import find_contacts
-from psychosafe_utils.tables import TableError, check_table
+from psychosafe_utils.tables import SCHEMAS, TableError, check_table
 
 FOLDER = DATA / "corpus"
 LEXICON = DATA / "safety_lexicon.yaml"
@@ -31,16 +31,20 @@ def read_rows(path: Path) -> list[dict]:
     Raises:
         CorpusError: When a line is no JSON object or lacks a key.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = path.read_text(encoding="utf-8")
+    lines, rows = text.removesuffix("\n").split("\n") if text else [], []
+    for number, line in enumerate(lines, start=1):
         where = f"{path.name}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise CorpusError(f"{where}: not JSON ({error.msg}); mend the line") from None
-        missing = [key for key in NEEDED if key not in row]
+        missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
         if missing:
             raise CorpusError(f"{where}: key '{missing[0]}' is missing; a row needs {', '.join(NEEDED)}")
+        wrong = [key for key in NEEDED if not isinstance(row[key], str)]
+        if wrong:
+            raise CorpusError(f"{where}: '{wrong[0]}' is {row[wrong[0]]!r}; it must be text")
         if not row["text"].strip():
             raise CorpusError(f"{where}: the prompt is empty; write one or delete the row")
         rows.append(row | {"where": where, "cluster": path.stem})
@@ -72,8 +76,8 @@ def load_corpus(folder: Path = FOLDER, *, region: str = "") -> tuple[pd.DataFram
         {"pair_id": row.get("pair", ""), "source": "written", "licence": "CC-BY-4.0"} | {k: row[k] for k in _PROMPT_KEYS}
         for row in rows
     ]
-    pairs = [_pair(row, region) for row in rows if row["answer"]]
-    return check_table(pd.DataFrame(prompts), "prompts", str(folder)), check_table(pd.DataFrame(pairs), "pairs", str(folder))
+    pairs = pd.DataFrame([_pair(row, region) for row in rows if row["answer"]], columns=list(SCHEMAS["pairs"]), dtype=str)
+    return check_table(pd.DataFrame(prompts), "prompts", str(folder)), check_table(pairs, "pairs", str(folder))
 
 
 _PROMPT_KEYS = ("prompt_id", "text", "cluster", "role", "split", "scenario_id", "region")
@@ -81,6 +85,8 @@ _PROMPT_KEYS = ("prompt_id", "text", "cluster", "role", "split", "scenario_id", 
 
 def _pair(row: dict, region: str) -> dict:
     """A row of `pairs`, its slots filled for `region`, or for the row's own where that is ''."""
+    if re.search(r"\[\[|\]\]", ANY_SLOT.sub("", row["answer"])):
+        raise CorpusError(f"{row['where']}: the answer has a slot with a bracket missing; write [[helpline:cluster:role]]")
     try:
         answer = fill_slots(row["answer"], region or row["region"])
     except HelplineError as error:
@@ -101,7 +107,8 @@ def lexicon() -> dict[str, re.Pattern]:
 
 def unsafe_wording(text: str, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
     """(kind, words) of every lexicon hit in a text."""
-    return [(kind, match[0]) for kind in kinds for match in lexicon()[kind].finditer(text)]
+    straight = text.replace("’", "'")
+    return [(kind, text[m.start():m.end()]) for kind in kinds for m in lexicon()[kind].finditer(straight)]
 
 
 def find_unsafe(prompts: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:

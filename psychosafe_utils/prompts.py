@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from psychosafe_utils.config import RISK_CLUSTERS, ConfigError, _nearest
+from psychosafe_utils.config import RISK_CLUSTERS, ConfigError, nearest_name
 from psychosafe_utils.helplines import contact_text, find_helpline
 
 FOLDER = Path(__file__).parent / "system_prompts"
@@ -29,7 +29,7 @@ def resource_lines(regions: tuple[str, ...] = ("US", "GB")) -> str:
             for role in RESOURCE_ROLES:
                 service = find_helpline(cluster, role, region)
                 if service is not None:
-                    found.setdefault(contact_text(service), region)
+                    found.setdefault(contact_text(service) + (f", {service.scope}" if service.scope else ""), region)
         services = [f"{region} {contact}" for contact, region in found.items()] or ["findahelpline.com"]
         lines.append(f"{cluster.replace('_', ' ')}: {'; '.join(services)}")
     return "\n".join([*lines, "elsewhere: findahelpline.com; danger now: the emergency number"])
@@ -49,7 +49,7 @@ def load_system_prompt(name: str) -> str:
     """
     versions = prompt_versions()
     if name not in versions:
-        raise ConfigError(f"unknown system prompt '{name}'{_nearest(name, versions)}")
+        raise ConfigError(f"unknown system prompt '{name}'{nearest_name(name, versions)}")
     text = versions[name].read_text(encoding="utf-8").strip()
     return text.replace("{resources}", short_resources() if name.endswith("compact") else resource_lines())
 

@@ -50,6 +50,10 @@ def _number(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:.2f}"
 
 
+def _signed(value: float, form: str = "+.2f") -> str:
+    return "-" if pd.isna(value) else format(value, form)
+
+
 def mean_table(effects: pd.DataFrame) -> pd.DataFrame:
     """Pooled means as text `estimate [low, high]`, a row a condition and a column a metric, with prompts and unscored counts."""
     rows = effects[(effects.cluster == "all") & ~effects.contrast.str.contains(" [-/] ")]
@@ -70,7 +74,7 @@ def difference_table(effects: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
             "contrast": r.contrast, "metric": METRIC_NAMES.get(r.metric, r.metric),
-            "difference": f"{r.estimate:+.2f} [{r.low:+.2f}, {r.high:+.2f}]",
+            "difference": " ".join([_signed(r.estimate), f"[{_signed(r.low)}, {_signed(r.high)}]"]),
             "relative": "-" if pd.isna(relative.get((r.contrast, r.metric))) else f"{relative[(r.contrast, r.metric)]:+.0%}",
             "p (Holm)": "-" if pd.isna(r.p_holm) else f"{r.p_holm:.3g}", "Cliff's delta": _number(r.effect_size),
             "prompts": r.n_prompts, "unscored": r.n_unscored,
@@ -91,7 +95,7 @@ def published_table(effects: pd.DataFrame, published: pd.DataFrame, condition: s
         {
             "metric": METRIC_NAMES.get(r.metric, r.metric), "published": f"{r.published_relative_change:+.1%}",
             f"here ({condition})": "-" if r.metric not in ours.index or pd.isna(ours.estimate[r.metric]) else
-            f"{ours.estimate[r.metric]:+.1%} [{ours.low[r.metric]:+.1%}, {ours.high[r.metric]:+.1%}]",
+            "{} [{}, {}]".format(*(_signed(ours.loc[r.metric, c], "+.1%") for c in ("estimate", "low", "high"))),
         }
         for r in published.itertuples()
     ]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 from traitlets.config import Config
 
@@ -170,10 +171,22 @@ def publish_run(run_dir: Path) -> list[Path]:
             raise ConfigError(f"{name} was run with other values than its defaults ({', '.join(sorted(changed))}); publish a run of profile quick")
         notebook = _cleaned(run_dir / "notebooks" / source.name)
         text = nbformat.writes(notebook) + "\n"
-        if found := re.search(r"(/home/|/Users/|/root/|/tmp/|[A-Z]:\\\\Users)[^\"\\s]*", text):
+        if found := re.search(r"(/home/|/Users/|/root/|/tmp/)[^\"\s\\\\]*", text):
             raise ConfigError(f"{name} still holds the machine path '{found[0]}'; print it relative to the project")
         source.write_text(text, encoding="utf-8")
         written.append(source)
     for figure in sorted((run_dir / "figures").iterdir()):
         written.append(Path(shutil.copy(figure, ROOT / "figures" / figure.name)))
-    return written
+    effects = run_dir / "tables" / "04_effects.parquet"
+    return [*written, put_result_into_readme(read_table(effects, "effects"))] if effects.exists() else written
+
+
+def put_result_into_readme(effects: pd.DataFrame) -> Path:
+    """Write the comparison table between the README's result markers, so that no number in it is typed by hand."""
+    table = mean_table(effects)
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(re.sub(r"(?s)(<!-- result -->\n).*?(<!-- /result -->)", rf"\g<1>{markdown}\n\g<2>", text), encoding="utf-8")
+    return readme

@@ -121,6 +121,8 @@ def compare_conditions(
     Raises:
         ValueError: When the baseline or a metric is not among the scores.
     """
+    if missing := [m for m in metrics if m not in scores]:
+        raise ValueError(f"metric '{missing[0]}' is no column of the scores; columns: {', '.join(scores)}")
     if baseline not in set(scores.condition):
         raise ValueError(f"baseline '{baseline}' has no answers; conditions here: {', '.join(sorted(set(scores.condition)))}")
     bootstrap = {"n_boot": n_boot, "level": level, "seed": seed}
@@ -135,7 +137,7 @@ def compare_conditions(
     effects = pd.DataFrame(rows).reindex(columns=[
         "contrast", "metric", "cluster", "estimate", "low", "high", "test", "p", "p_holm", "effect_size", "n_prompts", "n_unscored",
     ])
-    effects["test"] = effects["test"].fillna("").astype(str)
+    effects["test"] = effects["test"].astype(object).where(effects["test"].notna(), "").astype(str)
     for cluster in groups:
         rows_of = effects.cluster == cluster
         effects.loc[rows_of, "p_holm"] = holm(effects.loc[rows_of, "p"].astype(float))

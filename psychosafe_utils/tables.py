@@ -159,6 +159,14 @@ def write_table(frame: pd.DataFrame, path: Path, name: str, *, parameters: dict,
     return frame
 
 
+def _recorded_hash(sidecar: Path) -> str:
+    """The hash that a sidecar holds; '' where it holds none."""
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def read_table(path: Path, name: str) -> pd.DataFrame:
     """The rows of a table, checked against its schema and its sidecar's hash.
 
@@ -169,7 +177,7 @@ def read_table(path: Path, name: str) -> pd.DataFrame:
     if not path.exists():
         raise TableError(f"{path} is missing; run the notebook that writes it first ({path.name[:2]}_...)")
     sidecar = path.with_name(path.name + ".json")
-    if sidecar.exists() and json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] != sha256_of(path):
+    if sidecar.exists() and _recorded_hash(sidecar) != sha256_of(path):
         raise TableError(f"{path} is broken or was changed after it was written; delete it and run its notebook again")
     try:
         frame = pd.read_parquet(path)

@@ -1,0 +1,137 @@
+"""The runner: what runs, what is skipped, what publishing keeps out. With two small notebooks of its own."""
+
+import json
+
+import nbformat
+import pytest
+
+from psychosafe_utils import __main__ as cli
+from psychosafe_utils import config, runs
+
+CODE = """
+from pathlib import Path
+import sys
+folder = Path(run_dir) / "tables"
+folder.mkdir(parents=True, exist_ok=True)
+(Path(run_dir) / "figures").mkdir(exist_ok=True)
+print("word", word)
+print("progress", file=sys.stderr)
+"""
+
+
+def notebook(path, extra, reads=(), writes=()):
+    cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell('run_dir = ""\nword = "a"', metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell(CODE + extra)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "psychosafe": {"reads": list(reads), "writes": list(writes)}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of two notebooks, the second reading what the first writes."""
+    for name in ("notebooks", "profiles", "figures", "psychosafe_utils", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "profiles" / "quick.yaml").write_text("all: {}")
+    notebook(tmp_path / "notebooks" / "01_one.ipynb", '(folder / "01_t.parquet").write_text(word)', writes=["01_t"])
+    notebook(tmp_path / "notebooks" / "02_two.ipynb", 'assert word != "bad", "a bad word"\n(folder / "02_t.parquet").write_text((folder / "01_t.parquet").read_text())', ["01_t"], ["02_t"])
+    for module in (config, runs):
+        for name, value in {"ROOT": tmp_path, "NOTEBOOKS": tmp_path / "notebooks", "DATA": tmp_path / "data", "PROFILES": tmp_path / "profiles"}.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    return tmp_path
+
+
+def ran(capsys):
+    return [line.split()[1].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.endswith("running ...")]
+
+
+def test_only_what_changed_is_run_again(project, capsys):
+    runs.run_notebooks("quick")
+    assert ran(capsys) == ["01_one", "02_two"]
+    run_dir = runs.run_notebooks("quick")
+    assert ran(capsys) == []
+    runs.run_notebooks("quick", overrides={"word": "b"})
+    assert ran(capsys) == ["01_one", "02_two"]
+    assert (run_dir / "tables" / "02_t.parquet").read_text() == "b"
+    (run_dir / "tables" / "02_t.parquet").unlink()
+    runs.run_notebooks("quick", overrides={"word": "b"})
+    assert ran(capsys) == ["02_two"]
+    (project / "data" / "rows.csv").write_text("x")
+    runs.run_notebooks("quick", overrides={"word": "b"}, only=1)
+    assert ran(capsys) == ["01_one"]
+    runs.run_notebooks("quick", overrides={"word": "b"}, start=2)
+    assert ran(capsys) == ["02_two"]
+
+
+def test_prose_and_outputs_do_not_count_as_a_change(project, capsys):
+    runs.run_notebooks("quick")
+    path = project / "notebooks" / "01_one.ipynb"
+    changed = nbformat.read(path, as_version=4)
+    changed.cells[0].source = "# Another title"
+    nbformat.write(changed, path)
+    capsys.readouterr()
+    runs.run_notebooks("quick")
+    assert ran(capsys) == []
+
+
+def test_a_failed_cell_is_one_line_and_the_next_run_goes_on_there(project, capsys):
+    assert cli.main(["run", "--runs-dir", str(project / "r"), "-p", "word", "bad"]) == 1
+    captured = capsys.readouterr()
+    assert "error: 02_two stopped in cell 3: AssertionError: a bad word" in captured.err and "Traceback" not in captured.err
+    assert cli.main(["run", "--runs-dir", str(project / "r"), "-p", "word", "good"]) == 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-p", "wrod", "x"], "unknown parameter 'wrod'; did you mean 'word'"),
+    (["-p", "word", "3"], "'word' = 3 is a int; it must be a str"),
+    (["--profile", "quik"], "unknown profile 'quik'; did you mean 'quick'"),
+    (["--only", "7"], "there is no notebook 07; there are 01, 02"),
+])
+def test_mistakes_stop_before_anything_starts(project, capsys, arguments, message):
+    assert cli.main(["run", "--runs-dir", str(project / "r"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {captured.err[7:]}" and message in captured.err and "running" not in captured.out
+    assert not list(project.glob("r/*/notebooks"))
+
+
+def test_publishing_keeps_outputs_and_leaves_paths_and_progress_out(project, capsys):
+    run_dir = runs.run_notebooks("quick")
+    (run_dir / "figures" / "01_f.png").write_bytes(b"png")
+    runs.publish_run(run_dir)
+    text = (project / "notebooks" / "01_one.ipynb").read_text()
+    kept = nbformat.reads(text, as_version=4)
+    assert str(project) not in text and "progress" not in [o.get("text", "").strip() for c in kept.cells for o in c.get("outputs", [])]
+    assert [c.metadata.get("tags") for c in kept.cells] == [None, ["parameters"], None]
+    assert [c.execution_count for c in kept.cells if c.cell_type == "code"] == [1, 2]
+    assert kept.cells[-1].outputs[0].text == "word a\n"
+    assert (project / "figures" / "01_f.png").exists()
+    capsys.readouterr()
+    runs.run_notebooks("quick")
+    assert ran(capsys) == []  # publishing changes no input
+
+
+def test_only_default_parameters_are_published(project):
+    run_dir = runs.run_notebooks("quick", overrides={"word": "b"})
+    with pytest.raises(config.ConfigError, match="01_one was run with other values.*word"):
+        runs.publish_run(run_dir)
+
+
+def test_a_machine_path_is_not_published(project):
+    notebook(project / "notebooks" / "01_one.ipynb", '(folder / "01_t.parquet").write_text(word)\nprint("/home/somebody/file")', writes=["01_t"])
+    with pytest.raises(config.ConfigError, match="machine path '/home/somebody/file"):
+        runs.publish_run(runs.run_notebooks("quick", only=1))
+
+
+def test_run_json_names_no_machine_path(project):
+    run_dir = runs.run_notebooks("quick")
+    assert str(project) not in (run_dir / "run.json").read_text()
+    assert json.loads((run_dir / "run.json").read_text())["notebooks"]["01_one"]["parameters"]["word"] == "a"
+
+
+def test_two_parameter_cells_are_refused(project):
+    path = project / "notebooks" / "01_one.ipynb"
+    book = nbformat.read(path, as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]}))
+    nbformat.write(book, path)
+    with pytest.raises(config.ConfigError, match="01_one.ipynb must have one cell tagged 'parameters', not 2"):
+        runs.run_notebooks("quick")
