@@ -54,10 +54,10 @@ def plot_composition(counts: pd.DataFrame) -> plt.Figure:
 
 
 def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None = 0.0) -> plt.Figure:
-    """Points with intervals, a panel a metric and a row a condition. Columns metric, condition, estimate, low, high."""
+    """Points with intervals, a panel a metric and a row a condition, on one axis. Columns metric, condition, `x`, low, high."""
     metrics = list(dict.fromkeys(table.metric))
     conditions = order_conditions(table.condition)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics) + 1.2, 0.5 * len(conditions) + 1.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(2.5 * len(metrics) + 1.4, 0.5 * len(conditions) + 1.6), sharex=True, sharey=True, squeeze=False)
     palette = sns.color_palette("colorblind", len(conditions))
     for ax, metric in zip(axes[0], metrics):
         rows = table[table.metric == metric].set_index("condition")
@@ -67,7 +67,7 @@ def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None 
             ax.plot(row[x], y, MARKERS[y % len(MARKERS)], color=palette[y], ms=8, mec="white", zorder=3)
         if zero is not None:
             ax.axvline(zero, color="0.35", lw=1, ls="--", zorder=1)
-        ax.set(title=METRIC_NAMES.get(metric, metric), xlabel=xlabel)
+        ax.set(title=metric.replace("_", " "), xlabel=xlabel)
         ax.title.set_fontsize(11)
     axes[0][0].set_yticks(range(len(conditions)), [c.replace("_", " ") for c in conditions])
     axes[0][0].invert_yaxis()

@@ -154,7 +154,7 @@ def _training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         lr_scheduler_type="cosine", logging_steps=max(1, recipe.eval_steps // 5), eval_strategy="steps",
         eval_steps=recipe.eval_steps, eval_on_start=True, save_strategy="steps", save_steps=recipe.eval_steps,
         save_total_limit=2, seed=recipe.seed, data_seed=recipe.seed, report_to="none", disable_tqdm=True,
-        gradient_checkpointing=recipe.gradient_checkpointing, use_cpu=not torch.cuda.is_available(),
+        activation_checkpointing=recipe.gradient_checkpointing, use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False, log_level="error",
         prediction_loss_only=True,
     )

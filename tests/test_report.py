@@ -177,3 +177,17 @@ def test_ours_stands_beside_the_published():
     assert table.values.tolist() == [
         ["refusal (share)", "+28.1%", "+100.0% [+100.0%, +100.0%]"], ["relevance (1-5)", "-5.0%", "-"],
     ]
+
+
+def test_cluster_table_has_a_row_a_condition_and_a_column_a_cluster():
+    from psychosafe_utils.report import cluster_table
+
+    rows = [
+        {"contrast": c, "metric": "overall", "cluster": k, "estimate": e, "low": e - 0.1, "high": e + 0.1, "n_prompts": 4, "n_unscored": u}
+        for c, k, e, u in (("tuned", "all", 0.5, 1), ("tuned", "weapons", 0.5, 1), ("generic", "all", 0.2, 0), ("generic", "weapons", 0.2, 0), ("tuned - generic", "all", 0.3, 1))
+    ]
+    table = cluster_table(pd.DataFrame(rows), "overall")
+    assert table.to_dict("records") == [
+        {"condition": "generic", "weapons": "0.20 [0.10, 0.30]", "prompts": 4, "unscored": 0},
+        {"condition": "tuned", "weapons": "0.50 [0.40, 0.60]", "prompts": 4, "unscored": 1},
+    ]
