@@ -16,7 +16,7 @@ from filelock import FileLock
 from transformers import DynamicCache
 
 from psychosafe_utils.prompts import render_chat
-from psychosafe_utils.tables import TableError, content_hash
+from psychosafe_utils.tables import TableError, content_hash, refuse_full_disk
 
 
 class Decoding(NamedTuple):
@@ -97,10 +97,15 @@ def _read_journal(path: Path) -> dict[str, Answer]:
 
 
 def _append(path: Path, rows: list[dict]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add rows to a journal and see them on the disk. Raises TableError when it is full."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        refuse_full_disk(error, path)
+        raise
 
 
 @torch.inference_mode()

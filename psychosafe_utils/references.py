@@ -12,7 +12,8 @@ from psychosafe_utils.helplines import registry
 GAP = r"[ .\u00a0\u202f\u2010\u2011–-]"
 NUMBER = re.compile(rf"(?<![\w.])\+?(?:\(\d{{1,5}}\){GAP}?)?\d(?:{GAP}?\d)+(?![\w%])")
 NO_NUMBER = re.compile(r"(?:19|20)\d\d[ –-]{1,3}(?:19|20)\d\d|\d{1,2}\.\d{1,2}\.(?:19|20)\d\d")  # years, dates
-SITE = re.compile(r"(?:https?://)?(?:www\.)?((?:[a-z0-9-]+\.)+(?:org|com|net|uk|us|ie|ca|au|nz|dk|de|it|fr|es|nl|in|eu|gov|edu|info))(?:/[\w./-]*)?(?!\w)", re.I)
+# A site ends in lower case: "there.It" is a missing space.
+SITE = re.compile(r"(?:https?://)?(?:www\.)?((?:[A-Za-z0-9-]+\.)+(?:org|com|net|uk|us|ie|ca|au|nz|dk|de|it|fr|es|nl|in|eu|gov|edu|info))(?:/[\w./-]*)?(?!\w)")
 # A short number is a contact only where the words before it say so; otherwise it is a year, an age or an amount.
 CUE = re.compile(r"\b(?:call|dial|phone|ring|text|contact|reach|number|line|lifeline|helpline|hotline)s?(?:\W+\w+){0,3}?\W{0,3}$", re.I)
 LONG = 7

@@ -119,6 +119,12 @@ def package_versions() -> dict[str, str]:
     return {package: of(package) for package in VERSIONED}
 
 
+def refuse_full_disk(error: OSError, path: Path) -> None:
+    """Raise a TableError that says what to do when `error` means that the disk is full; return otherwise."""
+    if error.errno == errno.ENOSPC:
+        raise TableError(f"{path}: the disk is full; free some space and run the same command again, it resumes") from None
+
+
 def write_atomically(path: Path, write) -> None:
     """Call `write(temporary path)`, then put the file in place, so that a reader never sees half of one.
 
@@ -132,8 +138,7 @@ def write_atomically(path: Path, write) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise TableError(f"{path}: the disk is full; free some space and run the same command again, it resumes") from None
+        refuse_full_disk(error, path)
         raise
 
 

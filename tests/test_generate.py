@@ -1,5 +1,6 @@
 """Batched, cached, resumable generation against plain one-by-one `generate`."""
 
+import errno
 import json
 
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 
 from psychosafe_utils import generate, models
 from psychosafe_utils.prompts import render_chat
+from psychosafe_utils.tables import TableError
 
 SYSTEM = "You are kind. " * 12
 PROMPTS = pd.DataFrame({
@@ -88,6 +90,23 @@ def test_generation_ids_are_blind_and_distinct():
     one, two = (generate.generation_rows(answers, condition=c, **made) for c in ("generic", "tuned"))
     ids = [*one.generation_id, *two.generation_id]
     assert len(set(ids)) == 4 and not any("generic" in i or "tuned" in i for i in ids)
+
+
+def test_a_full_disk_keeps_what_was_answered(tiny_model, tmp_path, monkeypatch):
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    kwargs = {"decoding": generate.Decoding(6, batch_size=2), "journal": tmp_path / "j.jsonl"}
+    written = []
+
+    def fsync_of_a_disk_that_fills_up(descriptor):
+        written.append(descriptor)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(TableError, match="j.jsonl: the disk is full; free some space.*resumes"):
+        patch.setattr(generate.os, "fsync", fsync_of_a_disk_that_fills_up)
+        generate.generate_answers(model, tokenizer, PROMPTS, "", **kwargs)
+    assert len((tmp_path / "j.jsonl").read_text().splitlines()) >= 4
+    assert len(generate.generate_answers(model, tokenizer, PROMPTS, "", **kwargs)) == len(PROMPTS)
 
 
 def test_no_prompts_give_no_rows(tiny_model, tmp_path):
