@@ -175,6 +175,7 @@ def publish_run(run_dir: Path) -> list[Path]:
             raise ConfigError(f"{name} still holds the machine path '{found[0]}'; print it relative to the project")
         source.write_text(text, encoding="utf-8")
         written.append(source)
+    (ROOT / "figures").mkdir(exist_ok=True)
     for figure in sorted((run_dir / "figures").iterdir()):
         written.append(Path(shutil.copy(figure, ROOT / "figures" / figure.name)))
     effects = run_dir / "tables" / "04_effects.parquet"

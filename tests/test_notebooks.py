@@ -65,7 +65,7 @@ def test_compared_cells_were_executed(stem):
     code = cells_of(stem)
     compared = [c for c in code if not NOT_COMPARED & set(c.metadata.get("tags", []))]
     assert all(c.execution_count for c in code)
-    assert sum(bool(c.outputs) for c in compared) >= 3
+    assert sum(bool(c.outputs) for c in compared) >= 2
     errors = [o for c in code for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert not errors
 
@@ -310,3 +310,13 @@ def copy_of_run(folder, target):
     for part in ("tables", "training"):
         shutil.copytree(folder / part, target / part)
     return target
+
+
+def test_the_readme_shows_the_committed_run():
+    """The result table stands there as publishing wrote it, from the executed notebook 04."""
+    shown = (ROOT / "README.md").read_text().split("<!-- result -->\n")[1].split("\n<!-- /result -->")[0]
+    printed = "".join(o.text for c in cells_of("04_judging") for o in c.outputs if o.output_type == "stream")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[2:]]
+    assert len(rows) >= 3
+    for row in rows:
+        assert re.search(r"\s+".join(map(re.escape, row)), printed), row
