@@ -10,8 +10,8 @@ import pandas as pd
 import seaborn as sns
 
 METRIC_NAMES = {
-    "refusal": "refusal (share)", "psychological_grounding": "psychological grounding (1-5)",
-    "external_reference": "external reference (share)", "relevance": "relevance (1-5)", "overall": "overall (0-1)",
+    "refusal": "refusal (share)", "psychological_grounding": "grounding (1-5)",
+    "external_reference": "reference (share)", "relevance": "relevance (1-5)", "overall": "overall (0-1)",
 }
 CONDITION_ORDER = ("generic", "psychosafe_compact", "psychosafe_full", "tuned", "tuned_psychosafe", "reference")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

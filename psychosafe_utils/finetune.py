@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed,
+    AutoConfig, AutoModelForCausalLM, DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed,
 )
 
 from psychosafe_utils.config import DATA
@@ -134,16 +136,18 @@ def encode_pairs(tokenizer, rows: pd.DataFrame, system_prompt: str, max_length: 
 
 
 class _Progress(TrainerCallback):
-    """A line on stderr at every tenth of the training and at every evaluation."""
+    """A line on stderr at every twentieth of the training and at every evaluation."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        import time
-
         self.started, self.first = time.perf_counter(), state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % max(1, state.max_steps // 20) == 0:
             report_progress("training steps", state.global_step - self.first, state.max_steps - self.first, self.started)
+
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        print(f"validation loss {metrics['eval_loss']:.3f} at step {state.global_step}", file=sys.stderr, flush=True)
 
 
 def _training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
@@ -234,6 +238,7 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
         eval_dataset=encode_pairs(tokenizer, val, system_prompt, recipe.max_length),
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
