@@ -145,7 +145,6 @@ class _Progress(TrainerCallback):
         if state.global_step % max(1, state.max_steps // 20) == 0:
             report_progress("training steps", state.global_step - self.first, state.max_steps - self.first, self.started)
 
-
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         print(f"validation loss {metrics['eval_loss']:.3f} at step {state.global_step}", file=sys.stderr, flush=True)
 
