@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from psychosafe_utils.prompts import render_chat
 from psychosafe_utils.tables import TableError, content_hash, refuse_full_disk
@@ -60,15 +60,45 @@ def _prefix_cache(model, ids: list[list[int]]) -> tuple[DynamicCache | None, int
     return cache, length
 
 
+class _RoomyLayer(DynamicLayer):
+    """A cache layer with room for what will be generated; the library's own copies all that it holds at each token."""
+
+    def __init__(self, layer: DynamicLayer, n: int, room: int):
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self._length = layer.keys.shape[-2]
+        self._buffers = [self._with_room(states, n, room) for states in (layer.keys, layer.values)]
+        self.keys, self.values = (buffer[:, :, :self._length] for buffer in self._buffers)
+
+    @staticmethod
+    def _with_room(states: torch.Tensor, n: int, room: int) -> torch.Tensor:
+        _, heads, length, width = states.shape
+        buffer = states.new_empty(n, heads, length + room, width)
+        buffer[:, :, :length] = states
+        return buffer
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        start, self._length = self._length, self._length + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states)):
+            buffer[:, :, start:self._length] = states
+        self.keys, self.values = (buffer[:, :, :self._length] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def _expanded_cache(cache: DynamicCache, n: int, room: int) -> DynamicCache:
+    """The prefix's cache for `n` chats, with room for `room` more tokens each."""
+    expanded = DynamicCache()
+    expanded.layers = [_RoomyLayer(layer, n, room) for layer in cache.layers]
+    return expanded
+
+
 def _decode_batch(model, tokenizer, ids: list[list[int]], cache, shared: int, decoding: Decoding) -> list[Answer]:
     """Answers to one batch of chats; padding goes between the shared prefix and each chat's own tokens."""
     width = max(map(len, ids))
     gaps = [width - len(chat) for chat in ids]
     padded = [chat[:shared] + [tokenizer.pad_token_id] * gap + chat[shared:] for chat, gap in zip(ids, gaps)]
     mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
-    past = copy.deepcopy(cache)
-    if past is not None:
-        past.batch_repeat_interleave(len(ids))
+    past = None if cache is None else _expanded_cache(cache, len(ids), width - shared + decoding.max_new_tokens)
     sampling = {"do_sample": True, "temperature": decoding.temperature} if decoding.temperature > 0 else {"do_sample": False}
     output = model.generate(
         input_ids=torch.tensor(padded, device=model.device), attention_mask=torch.tensor(mask, device=model.device),
