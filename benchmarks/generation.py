@@ -1,6 +1,6 @@
 """Batched generation with a shared prefix's cache against plain one-by-one `generate`: prompts a second, and the same text.
 
-    python benchmarks/generation.py            # about 15 minutes on 2 cores; --prompts 16 for a quick look
+    python benchmarks/generation.py            # about 12 minutes on 2 cores; --prompts 16 for a quick look
 
 64 prompts of about 30 tokens under a system prompt of about 600, 96 new tokens at most, greedy. The plain way takes one prompt at
 a time by the library's own `generate`, in the same numeric type. Speed is compared in bfloat16, text in float32, where batching
