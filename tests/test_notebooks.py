@@ -211,7 +211,7 @@ SMALL = {
     "02_prompting": {"four_bit": False, "conditions": {"generic": "generic"}, "n_per_cluster": 1, "max_new_tokens": 6, "batch_size": 4},
     "03_finetune_qlora": {
         "four_bit": False, "train_clusters": ["violence", "benign"], "n_train_per_cluster": 1, "n_val_per_cluster": 1, "lora_r": 2,
-        "learning_rate": 0.01, "epochs": 1.0, "warmup_steps": 0, "batch_size": 1, "max_length": 700, "eval_steps": 1, "conditions": {"tuned": "generic"},
+        "learning_rate": 0.01, "epochs": 1.0, "max_steps": 0, "warmup_steps": 0, "batch_size": 1, "max_length": 700, "eval_steps": 1, "conditions": {"tuned": "generic"},
         "n_per_cluster": 1, "max_new_tokens": 6, "generation_batch_size": 4,
     },
     "04_judging": {"n_boot": 200},
