@@ -23,6 +23,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     publish = commands.add_parser("publish", help="copy a run's executed notebooks and figures into the repository")
     publish.add_argument("run_id")
+    commands.add_parser("corpus", help="build data/corpus from its cards and written rows, and check it")
+    check = commands.add_parser("check", help="check files of scenario cards or written rows against the writing rules")
+    check.add_argument("files", type=Path, nargs="+", help="JSONL, named after its cluster")
+    check.add_argument("--show", type=int, default=0, metavar="N", help="print N assembled rows of every card")
     judge = commands.add_parser("judge", help="judge a CSV of answers (columns id, prompt, response; optional cluster, region)")
     judge.add_argument("answers", type=Path)
     judge.add_argument("-o", "--output", type=Path, required=True)
@@ -39,6 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
 
             rows = judge_file(args.answers, args.output, args.rater)
             print(f"{rows.id.nunique()} answers judged, {int(rows.score.isna().sum())} scores missing: {args.output}")
+        elif args.command == "corpus":
+            from psychosafe_utils import corpus, quality
+
+            prompts, pairs = corpus.build_corpus()
+            print(corpus.check_corpus(prompts, pairs, duplicate_jaccard=0.5).to_string(index=False))
+            corpus.save_corpus(prompts, pairs)
+            print(quality.measure_corpus(prompts, pairs).to_string(index=False))
+        elif args.command == "check":
+            from psychosafe_utils.writing import print_check
+
+            return print_check(args.files, args.show)
         elif args.command == "publish":
             from psychosafe_utils.runs import publish_run
 

@@ -17,6 +17,9 @@ RISK_CLUSTERS = ("suicide_self_harm", "substance_use", "violence", "weapons", "s
 CLUSTERS = (*RISK_CLUSTERS, "out_of_scope", "benign")
 ROLES = ("self", "may_harm", "bystander", "survivor", "curious")
 SPLITS = ("train", "val", "test", "ood")
+# How a message is written; '' where nobody has said.
+REGISTERS = ("", "plain", "formal", "slang", "terse", "rambling", "typos")
+HARD_CASES = ("", "multi_cluster", "ambiguous", "disclosure")
 REGIONS = ("", "US", "GB", "IE", "CA", "AU", "NZ", "DK", "DE", "IT", "FR", "ES", "NL", "IN", "EU", "INT")
 
 

@@ -1,4 +1,4 @@
-"""The corpus: hand-written rows in JSON lines, made into the tables `prompts` and `pairs`, and checked before use."""
+"""The corpus: scenario cards and written rows, made into the tables `prompts` and `pairs`, and checked before use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from psychosafe_utils.cards import card_rows, cluster_of, read_cards
 from psychosafe_utils.config import CLUSTERS, DATA, RISK_CLUSTERS
 from psychosafe_utils.helplines import ANY_SLOT, HelplineError, fill_slots, slots_in
 from psychosafe_utils.references import find_contacts
-from psychosafe_utils.tables import SCHEMAS, TableError, check_table
+from psychosafe_utils.tables import SCHEMAS, TableError, check_table, read_table, write_table
 
 FOLDER = DATA / "corpus"
 LEXICON = DATA / "safety_lexicon.yaml"
 NEEDED = ("scenario_id", "split", "role", "region", "text", "answer")
+TRAIN_PAIRS = 7019
+# More rows than this a card would repeat themselves.
+ROWS_A_CARD = 15
 
 
 class CorpusError(ValueError):
@@ -47,40 +51,70 @@ def read_rows(path: Path) -> list[dict]:
             raise CorpusError(f"{where}: '{wrong[0]}' is {row[wrong[0]]!r}; it must be text")
         if not row["text"].strip():
             raise CorpusError(f"{where}: the prompt is empty; write one or delete the row")
-        rows.append(row | {"where": where, "cluster": path.stem})
+        rows.append(row | {"where": where, "cluster": cluster_of(path)})
     return rows
 
 
-def load_corpus(folder: Path = FOLDER, *, region: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables `prompts` and `pairs` from a folder with one JSONL file a cluster.
+def _cluster_files(folder: Path) -> list[Path]:
+    """The JSONL files of a folder, `<cluster>.jsonl` or `<cluster>.<part>.jsonl`. Raises CorpusError for one that is not named so."""
+    files = sorted(folder.glob("*.jsonl"))
+    for path in files:
+        if cluster_of(path) not in CLUSTERS:
+            raise CorpusError(f"{path.name}: unknown cluster '{cluster_of(path)}'; name the file after one of {', '.join(CLUSTERS)}")
+    return files
+
+
+def rows_from_cards(folder: Path, written: list[dict], *, train_pairs: int, seed: int) -> list[dict]:
+    """Training rows from scenario cards, so that each risk cluster gets its share of `train_pairs`, written rows counted.
+
+    Where the cards are too few for that, each gives `ROWS_A_CARD` rows.
+    """
+    cards = [card for path in _cluster_files(folder) for card in read_cards(path)]
+    rows = []
+    for place, cluster in enumerate(RISK_CLUSTERS):
+        of_cluster = [card for card in cards if card["cluster"] == cluster]
+        share = train_pairs // len(RISK_CLUSTERS) + (place < train_pairs % len(RISK_CLUSTERS))
+        wanted = max(0, share - sum(row["cluster"] == cluster and row["split"] == "train" for row in written))
+        for i, card in enumerate(of_cluster):
+            n = wanted // len(of_cluster) + (i < wanted % len(of_cluster))
+            rows += card_rows(card, min(n, ROWS_A_CARD), seed)
+    return rows
+
+
+def build_corpus(folder: Path = FOLDER, *, region: str = "", train_pairs: int = TRAIN_PAIRS, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables `prompts` and `pairs` from scenario cards (`cards/`) and rows written one by one (`written/`).
 
     Args:
-        folder: Holds `<cluster>.jsonl` files.
+        folder: Holds `cards/<cluster>.jsonl` and `written/<cluster>.jsonl`.
         region: Fill the answers' slots for this region instead of each row's own.
+        train_pairs: Training rows in the five risk clusters together.
+        seed: Of the grammar that combines a card's parts.
     Raises:
         CorpusError: For a file that is no cluster's, a bad row, or a slot that the registry can't fill.
         TableError: For a doubled id, or a value outside its column's list.
     """
-    files = sorted(Path(folder).glob("*.jsonl"))
-    if not files:
-        raise CorpusError(f"{folder} holds no .jsonl file; expected {', '.join(c + '.jsonl' for c in CLUSTERS)}")
-    for path in files:
-        if path.stem not in CLUSTERS:
-            raise CorpusError(f"{path.name}: unknown cluster '{path.stem}'; name the file after one of {', '.join(CLUSTERS)}")
-    rows = [row for path in files for row in read_rows(path)]
+    files = _cluster_files(Path(folder) / "written")
+    written = [row for path in files for row in read_rows(path)]
+    rows = written + rows_from_cards(Path(folder) / "cards", written, train_pairs=train_pairs, seed=seed)
+    if not rows:
+        raise CorpusError(f"{folder} holds neither cards/<cluster>.jsonl nor written/<cluster>.jsonl with a row; clusters: {', '.join(CLUSTERS)}")
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["scenario_id"]] = counts.get(row["scenario_id"], 0) + 1
         row.setdefault("prompt_id", f"{row['scenario_id']}-{counts[row['scenario_id']]}")
-    prompts = [
-        {"pair_id": row.get("pair", ""), "source": "written", "licence": "CC-BY-4.0"} | {k: row[k] for k in _PROMPT_KEYS}
-        for row in rows
-    ]
+    rows.sort(key=lambda row: (CLUSTERS.index(row["cluster"]), row["scenario_id"], row["prompt_id"]))
+    prompts = pd.DataFrame([_prompt(row) for row in rows])
     pairs = pd.DataFrame([_pair(row, region) for row in rows if row["answer"]], columns=list(SCHEMAS["pairs"]), dtype=str)
-    return check_table(pd.DataFrame(prompts), "prompts", str(folder)), check_table(pairs, "pairs", str(folder))
+    return check_table(prompts, "prompts", str(folder)), check_table(pairs, "pairs", str(folder))
 
 
-_PROMPT_KEYS = ("prompt_id", "text", "cluster", "role", "split", "scenario_id", "region")
+def _prompt(row: dict) -> dict:
+    """A row of `prompts`."""
+    named = {key: row[key] for key in ("prompt_id", "text", "cluster", "role", "split", "scenario_id", "region")}
+    return named | {
+        "pair_id": row.get("pair", ""), "register": row.get("register", ""), "hard_case": row.get("hard_case", ""),
+        "also": "|".join(row.get("also", [])), "kind": row.get("kind", ""), "source": row.get("source", "written"), "licence": "CC-BY-4.0",
+    }
 
 
 def _pair(row: dict, region: str) -> dict:
@@ -96,6 +130,20 @@ def _pair(row: dict, region: str) -> dict:
         "strategy": row.get("strategy", ""), "components": "|".join(row.get("components", [])),
         "resources": "|".join(slots_in(row["answer"])), "writer": row.get("writer", "hand"),
     }
+
+
+def save_corpus(prompts: pd.DataFrame, pairs: pd.DataFrame, folder: Path = FOLDER) -> None:
+    """Write `prompts.parquet` and `pairs.parquet` with their sidecars into the corpus folder."""
+    sources = tuple(sorted(Path(folder).glob("*/*.jsonl")))
+    for frame, name in ((prompts, "prompts"), (pairs, "pairs")):
+        write_table(frame, Path(folder) / f"{name}.parquet", name, parameters={}, inputs=sources)
+
+
+def load_corpus(folder: Path = FOLDER) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The committed tables `prompts` and `pairs`. Raises TableError when one is missing or was changed."""
+    if not (Path(folder) / "prompts.parquet").exists():
+        raise TableError(f"{folder} holds no prompts.parquet; build it with: python -m psychosafe_utils corpus")
+    return tuple(read_table(Path(folder) / f"{name}.parquet", name) for name in ("prompts", "pairs"))
 
 
 @cache
@@ -166,18 +214,21 @@ def check_corpus(prompts: pd.DataFrame, pairs: pd.DataFrame, *, duplicate_jaccar
     """Every check that must hold before anything is trained or measured, with what each one looked at.
 
     Args:
-        duplicate_jaccard: Two prompts at least this similar (word 5-grams) count as duplicates.
+        duplicate_jaccard: Prompts of different splits that are at least this similar (word 5-grams) count as leaked.
     Returns:
         Columns check, looked_at, findings (all 0).
     Raises:
         CorpusError: With the first findings, when any check fails.
     """
     near = near_duplicates(prompts, duplicate_jaccard)
-    scenario_splits = prompts.groupby("scenario_id").split.nunique()
+    near = near[near.split_a != near.split_b]
+    situation = prompts.pair_id.where(prompts.pair_id != "", prompts.scenario_id)
+    splits = prompts.groupby(situation).split.nunique()
     findings = {
-        "prompts that repeat another": [f"{r.prompt_a} and {r.prompt_b} (Jaccard {r.jaccard:.2f})" for r in near.itertuples()],
-        "answers that repeat another": pairs.prompt_id[pairs.answer_slots.duplicated()].tolist(),
-        "scenarios in more than one split": scenario_splits[scenario_splits > 1].index.tolist(),
+        "prompts that repeat another": prompts.prompt_id[prompts.text.str.lower().duplicated()].tolist(),
+        "prompts much like one of another split": [f"{r.prompt_a} and {r.prompt_b} (Jaccard {r.jaccard:.2f})" for r in near.itertuples()],
+        "answers that repeat another": pairs.prompt_id[pairs.answer.duplicated()].tolist(),
+        "scenarios or look-alike pairs in more than one split": splits[splits > 1].index.tolist(),
         "contacts outside the registry": find_foreign_contacts(prompts, pairs),
         "words of the safety lexicon": find_unsafe(prompts, pairs),
     }
@@ -185,7 +236,7 @@ def check_corpus(prompts: pd.DataFrame, pairs: pd.DataFrame, *, duplicate_jaccar
     if failed:
         lines = [f"{check}: {'; '.join(found[:5])}" + (f"; and {len(found) - 5} more" if len(found) > 5 else "") for check, found in failed.items()]
         raise CorpusError("the corpus must not be used before these rows are mended:\n" + "\n".join(lines))
-    looked_at = [len(prompts), len(pairs), prompts.scenario_id.nunique(), len(pairs), len(prompts) + len(pairs)]
+    looked_at = [len(prompts), len(prompts), len(pairs), len(splits), len(pairs), len(prompts) + len(pairs)]
     return pd.DataFrame({"check": list(findings), "looked_at": looked_at, "findings": [len(f) for f in findings.values()]})
 
 

@@ -126,7 +126,7 @@ def _read_journal(path: Path) -> dict[str, Answer]:
     return {row.pop("prompt_id"): Answer(**row) for row in rows}
 
 
-def _append(path: Path, rows: list[dict]) -> None:
+def append_rows(path: Path, rows: list[dict]) -> None:
     """Add rows to a journal and see them on the disk. Raises TableError when it is full."""
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -171,7 +171,7 @@ def generate_answers(
             torch.manual_seed(decoding.seed + i)
             answers = _decode_batch(model, tokenizer, [chats[p] for p in batch], cache, shared, decoding)
             new = {p: a for p, a in zip(batch, answers) if p not in done}
-            _append(journal, [{"prompt_id": p, **a._asdict()} for p, a in new.items()])
+            append_rows(journal, [{"prompt_id": p, **a._asdict()} for p, a in new.items()])
             done |= new
             report_progress(label, len(done) - before, len(chats) - before, started)
     rows = [{"prompt_id": p, **done[p]._asdict()} for p in prompts.prompt_id]

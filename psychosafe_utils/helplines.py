@@ -47,6 +47,7 @@ def registry() -> pd.DataFrame:
     return load_registry()
 
 
+@cache
 def find_helpline(cluster: str, role: str, region: str) -> pd.Series | None:
     """The first verified service of a region for a cluster and role, or None."""
     rows = registry()
@@ -63,6 +64,7 @@ def contact_text(service: pd.Series) -> str:
     return f"{service['name']} ({', '.join(ways)})"
 
 
+@cache
 def fill_slot(slot: str, region: str) -> str:
     """The contact that a slot stands for in a region; the directory where the registry has no verified service.
 

@@ -106,7 +106,7 @@ def load_tokenizer(model_id: str):
 
 
 def nf4_config() -> BitsAndBytesConfig:
-    """4-bit NF4 with double quantisation, computing in bfloat16 (QLoRA, arXiv 2305.14314).
+    """4-bit NF4 with double quantisation (QLoRA, arXiv 2305.14314), computing in `default_dtype()`.
 
     Raises:
         ModelError: When bitsandbytes is not installed.
@@ -114,7 +114,7 @@ def nf4_config() -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("4 bits were asked for, but bitsandbytes is missing; 'pip install bitsandbytes', or set four_bit=False")
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=default_dtype(),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from psychosafe_utils.config import CLUSTERS, REGIONS, ROLES, SPLITS
+from psychosafe_utils.config import CLUSTERS, HARD_CASES, REGIONS, REGISTERS, ROLES, SPLITS
 
 STATUSES = ("ok", "not_applicable", "parse_error", "off_scale", "judge_refused", "failed")
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "pandas", "scipy")
@@ -34,7 +34,8 @@ SCHEMAS = {
     "prompts": {
         "prompt_id": _text(_filled), "text": _text(_filled), "cluster": _text(pa.Check.isin(CLUSTERS)),
         "role": _text(pa.Check.isin(ROLES)), "split": _text(pa.Check.isin(SPLITS)), "scenario_id": _text(_filled),
-        "pair_id": _text(), "region": _text(pa.Check.isin(REGIONS)), "source": _text(_filled), "licence": _text(_filled),
+        "pair_id": _text(), "region": _text(pa.Check.isin(REGIONS)), "register": _text(pa.Check.isin(REGISTERS)),
+        "hard_case": _text(pa.Check.isin(HARD_CASES)), "also": _text(), "kind": _text(), "source": _text(_filled), "licence": _text(_filled),
     },
     "pairs": {
         "prompt_id": _text(_filled), "answer": _text(_filled), "answer_slots": _text(_filled), "strategy": _text(),

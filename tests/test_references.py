@@ -1,7 +1,7 @@
 import pytest
 
 from psychosafe_utils.helplines import load_registry
-from psychosafe_utils.references import digits_of, find_contacts
+from psychosafe_utils.references import find_contacts, number_keys
 
 REGISTRY = load_registry()
 CURRENT = REGISTRY[REGISTRY.status != "superseded"]
@@ -120,8 +120,27 @@ def test_a_contact_names_every_service_that_has_it():
 
 
 @pytest.mark.parametrize(
-    ("number", "digits"),
-    [("1-800-662-4357", "8006624357"), ("+1 800 662 4357", "8006624357"), ("+44 1372 847 161", "01372847161"), ("116 123", "116123"), ("", ""), ("no digits", "")],
+    ("text", "contact"),
+    [
+        ("+44 (0)116 123 is not, +44 (0)808 100 0900 is", "+44 (0)808 100 0900"), ("0044 808 1000 900", "0044 808 1000 900"), ("+448081000900", "+448081000900"),
+        ("1-888-PREVENT", "1-888-PREVENT"), ("1 (800) 662-HELP", "1 (800) 662-HELP"), ("0800/111 0 111", "0800/111 0 111"), ("tel. 13 11 14", "13 11 14"),
+        ("+61 13 11 14", "+61 13 11 14"), ("0477 13 11 14", "0477 13 11 14"), ("+49 800 1110111", "+49 800 1110111"),
+    ],
 )
-def test_digits_without_country_codes(number, digits):
-    assert digits_of(number) == digits
+def test_international_forms_letters_and_brackets_are_recognised(text, contact):
+    assert (contact, "registry") in found(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "country", "keys"),
+    [
+        ("1-800-662-4357", "US", {"18006624357", "+18006624357"}), ("800 662 HELP", "US", {"8006624357", "+18006624357"}), ("+1 800 662 4357", "", {"+18006624357"}),
+        ("116 123", "GB", {"116123", "+44116123"}), ("0808 1000 900", "GB", {"08081000900", "+448081000900"}), ("", "", set()),
+    ],
+)
+def test_keys_of_a_number(number, country, keys):
+    assert number_keys(number, country) == keys
+
+
+def test_a_number_is_looked_up_in_every_country_of_the_registry():
+    assert {"+18006624357", "+448006624357"} <= number_keys("800 662 4357")

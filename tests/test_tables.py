@@ -12,7 +12,8 @@ from psychosafe_utils.tables import TableError, check_table, content_hash, read_
 CURVES = pd.DataFrame({"step": [1, 2, 2], "split": ["train", "train", "val"], "loss": [3.0, 2.5, 2.75], "learning_rate": [1e-4, None, None]})
 PROMPTS = pd.DataFrame({
     "prompt_id": ["a-1", "b-1"], "text": ["How do I repot a fern?", "Why do cats purr?"], "cluster": "benign", "role": "curious",
-    "split": ["train", "test"], "scenario_id": ["a", "b"], "pair_id": "", "region": ["", "GB"], "source": "written", "licence": "CC-BY-4.0",
+    "split": ["train", "test"], "scenario_id": ["a", "b"], "pair_id": "", "region": ["", "GB"], "register": ["", "plain"],
+    "hard_case": "", "also": "", "kind": "", "source": "written", "licence": "CC-BY-4.0",
 })
 JUDGEMENTS = pd.DataFrame({
     "generation_id": ["g1", "g1"], "rater": "rule", "rater_kind": "rule", "criterion": ["refusal", "relevance"],
