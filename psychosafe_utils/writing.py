@@ -173,6 +173,7 @@ def row_findings(row: dict, imminent: bool = False) -> list[str]:
         found += component_findings(row.get("strategy", ""), row.get("components", []), where)
         return found
     found += text_findings(row["text"], ("minors_sexual", "amounts"), where) + text_findings(row["answer"], ("minors_sexual", "amounts"), where)
+    found += [f"{where}: '{c.text}' looks like a contact that the registry does not have" for c in find_contacts(row["answer"]) if c.status != "registry" and not c.text[0].isalpha()]
     words = len(row["answer"].split())
     if not SHORT_ANSWER_WORDS[0] <= words <= SHORT_ANSWER_WORDS[1]:
         found.append(f"{where}: the answer has {words} words; {SHORT_ANSWER_WORDS[0]} to {SHORT_ANSWER_WORDS[1]} are wanted")

@@ -95,5 +95,5 @@ def test_measures_find_what_is_wrong():
     assert measured.value["answers without one of the four parts, by the rule rater"] == pytest.approx(2 / 3)
     assert measured.value["commonest opening sentence of an answer"] == 1
     assert measured.value["near-duplicates across splits (Jaccard 0.5)"] == 1
-    assert measured.value["answers that do not fit their own prompt best of 10"] == pytest.approx(2 / 3)
+    assert measured.value["answers that fit one of nine other prompts better than their own"] == pytest.approx(2 / 3)
     assert measured.looked_at["contacts outside the registry, or of another cluster, role or region"] == 6
