@@ -28,24 +28,37 @@ def cluster_of(path: Path) -> str:
     return path.name.split(".")[0]
 
 
-def read_cards(path: Path) -> list[dict]:
-    """The cards of one JSONL file, each with its `cluster` (the file's name) and its place as `where`.
+class CorpusError(ValueError):
+    """A card, a row or a pair of rows that must not be trained or measured on; names file, line and mend."""
 
+
+def read_json_lines(path: Path, needed: tuple[str, ...], kind: str) -> list[dict]:
+    """The objects of one JSONL file, each with its `cluster` (from the file's name) and its place as `where`.
+
+    Args:
+        needed: Keys that each must have.
+        kind: What an object is, for the error.
     Raises:
-        ValueError: When a line is no JSON object, or lacks a key; names file, line and key.
+        CorpusError: When a line is no JSON object, or lacks a key.
     """
-    cards = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = path.read_text(encoding="utf-8")
+    items = []
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         where = f"{path.name}, line {number}"
         try:
-            card = json.loads(line)
+            item = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg}); mend the line") from None
-        missing = [key for key in CARD_KEYS if not isinstance(card, dict) or key not in card]
+            raise CorpusError(f"{where}: not JSON ({error.msg}); mend the line") from None
+        missing = [key for key in needed if not isinstance(item, dict) or key not in item]
         if missing:
-            raise ValueError(f"{where}: key '{missing[0]}' is missing; a card needs {', '.join(CARD_KEYS)}")
-        cards.append(card | {"cluster": cluster_of(path), "where": where})
-    return cards
+            raise CorpusError(f"{where}: key '{missing[0]}' is missing; a {kind} needs {', '.join(needed)}")
+        items.append(item | {"cluster": cluster_of(path), "where": where})
+    return items
+
+
+def read_cards(path: Path) -> list[dict]:
+    """The cards of one JSONL file. Raises CorpusError for a line that is no card."""
+    return read_json_lines(path, CARD_KEYS, "card")
 
 
 def detail_stems(details: list[str]) -> set[str]:

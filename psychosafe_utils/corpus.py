@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from itertools import combinations
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from psychosafe_utils.cards import card_rows, cluster_of, read_cards
+from psychosafe_utils.cards import CorpusError, card_rows, cluster_of, read_cards, read_json_lines
 from psychosafe_utils.config import CLUSTERS, DATA, RISK_CLUSTERS
 from psychosafe_utils.helplines import ANY_SLOT, HelplineError, fill_slots, slots_in
 from psychosafe_utils.references import find_contacts
@@ -25,33 +24,15 @@ TRAIN_PAIRS = 7019
 ROWS_A_CARD = 15
 
 
-class CorpusError(ValueError):
-    """A row or a pair of rows that must not be trained or measured on; names file, row and mend."""
-
-
 def read_rows(path: Path) -> list[dict]:
-    """The rows of one JSONL file, each with its place as `where`.
-
-    Raises:
-        CorpusError: When a line is no JSON object or lacks a key.
-    """
-    text = path.read_text(encoding="utf-8")
-    lines, rows = text.removesuffix("\n").split("\n") if text else [], []
-    for number, line in enumerate(lines, start=1):
-        where = f"{path.name}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{where}: not JSON ({error.msg}); mend the line") from None
-        missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise CorpusError(f"{where}: key '{missing[0]}' is missing; a row needs {', '.join(NEEDED)}")
+    """The rows of one JSONL file. Raises CorpusError for a line that is no row, or a row without a prompt."""
+    rows = read_json_lines(path, NEEDED, "row")
+    for row in rows:
         wrong = [key for key in NEEDED if not isinstance(row[key], str)]
         if wrong:
-            raise CorpusError(f"{where}: '{wrong[0]}' is {row[wrong[0]]!r}; it must be text")
+            raise CorpusError(f"{row['where']}: '{wrong[0]}' is {row[wrong[0]]!r}; it must be text")
         if not row["text"].strip():
-            raise CorpusError(f"{where}: the prompt is empty; write one or delete the row")
-        rows.append(row | {"where": where, "cluster": cluster_of(path)})
+            raise CorpusError(f"{row['where']}: the prompt is empty; write one or delete the row")
     return rows
 
 
