@@ -8,7 +8,7 @@ import re
 from itertools import product
 from pathlib import Path
 
-from psychosafe_utils.words import content_words
+from psychosafe_utils.words import content_words, sentences_of
 
 # Card keys and how many texts each must hold at least.
 MESSAGE_PARTS = {"facts": 4, "background": 2, "feelings": 3, "asks": 4, "slang": 2, "formal": 1, "terse": 2}
@@ -157,7 +157,8 @@ def card_answers(card: dict, messages: list[str]) -> list[dict]:
         }
         order = [parts[name] for name in ORDERS[i % len(ORDERS)]]
         if card["imminent"]:
-            order.insert(i % 2, card["urgent"][i % len(card["urgent"])])
+            one_sentence = len(sentences_of(order[0])) == 1
+            order.insert(i % 2 if one_sentence else 0, card["urgent"][i % len(card["urgent"])])
         answers.append({"answer": " ".join(order), "strategy": step["strategy"], "components": step["components"]})
     return answers
 
