@@ -13,7 +13,7 @@ import pandas as pd
 from psychosafe_utils import cards
 from psychosafe_utils.config import DATA, HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTERS, ROLES, SPLITS
 from psychosafe_utils.corpus import unsafe_wording
-from psychosafe_utils.helplines import SLOT, fill_slots, slots_in
+from psychosafe_utils.helplines import SLOT, fill_slot, fill_slots, slots_in
 from psychosafe_utils.judges import rate_grounding, rate_parts, rate_refusal
 from psychosafe_utils.references import find_contacts
 
@@ -87,6 +87,9 @@ def answer_findings(answer: str, prompt: str, where: str, *, regions: list[str],
         if not ANSWER_WORDS[0] <= n <= ANSWER_WORDS[1]:
             found.append(f"{where}: {n} words with the contacts of region '{region}'; {ANSWER_WORDS[0]} to {ANSWER_WORDS[1]} are wanted")
             break
+    services = [s for s in slots_in(answer) if s != "[[emergency]]"]
+    if any(len({fill_slot(s, region) for s in services}) < len(services) for region in regions):
+        found.append(f"{where}: two slots become the same contact; keep one of them")
     parts = rate_parts(prompt, fill_slots(answer, regions[0]), refusal_wanted=hard_case not in ("disclosure", "ambiguous"))
     found += [f"{where}: no part '{name}' found by the rule rater" for name, span in parts.items() if span is None]
     ai = len(re.findall(r"\bAI\b", answer))

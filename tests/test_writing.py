@@ -42,6 +42,7 @@ def test_a_good_answer_has_no_finding():
         (("I'm an AI, so a human", "A human"), "says 0 times that it is an AI"), (("a single sentence is enough", "it is confidential"), "claims how a line works ('confidential')"),
         (("[[helpline:suicide_self_harm:self]]", "Samaritans on 116 123"), "the contact 'Samaritans' is written out; use a slot"), (("The work", "You are depressed. The work"), "diagnoses 'You are depressed'"),
         (("shaking.", "shaking.  "), "stray white space"),
+        (("you could contact [[helpline:suicide_self_harm:self]]", "try [[directory]] or [[helpline:violence:may_harm]]"), "two slots become the same contact"),
     ],
 )
 def test_each_rule_finds_its_breach(change, finding):
