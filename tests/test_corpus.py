@@ -348,5 +348,5 @@ def test_every_answer_of_a_risk_cluster_names_strategy_components_and_resources(
 
 
 def test_every_file_of_the_corpus_passes_the_writing_rules():
-    found = [f for path in sorted((FOLDER / "cards").glob("*.jsonl")) for f in check_file(path)[1]]
+    found = [f for path in sorted(FOLDER.glob("*/*.jsonl")) for f in check_file(path)[1]]
     assert not found, found[:10]

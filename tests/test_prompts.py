@@ -37,7 +37,7 @@ def test_a_supportive_prompt_names_the_crisis_lines_and_the_directory(name):
 
 
 def test_the_generic_prompt_names_no_service():
-    assert find_contacts(load_system_prompt("generic")) == []
+    assert not find_contacts(load_system_prompt("generic"))
 
 
 def test_the_newest_version_is_by_number_and_not_by_letter(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def write_run(folder, *, response="Water it on Mondays.", prompt="How do I repot
     tables = folder / "tables"
     prompts = pd.DataFrame({
         "prompt_id": ["a-1", "b-1"], "text": [prompt, "Why do cats purr?"], "cluster": ["benign", "weapons"], "role": "curious", "split": "test",
-        "scenario_id": ["a", "b"], "pair_id": "", "region": "GB", "source": "written", "licence": "CC-BY-4.0",
+        "scenario_id": ["a", "b"], "pair_id": "", "region": "GB", "register": "", "hard_case": "", "also": "", "kind": "", "source": "written", "licence": "CC-BY-4.0",
     })
     generations = pd.DataFrame({
         "generation_id": ["g0", "g1", "g2", "g3"], "prompt_id": ["a-1", "a-1", "b-1", "b-1"], "model": "tiny", "revision": "", "adapter": ["", "lora"] * 2,
