@@ -31,7 +31,7 @@ def test_embedded_model_loads_quickly_once_converted():
 def test_four_bits_unpacked_are_the_values_that_the_bits_stand_for():
     import bitsandbytes
 
-    packed = models.load_model(models.EMBEDDED, four_bit=True, for_training=True)
+    packed = models.load_model(models.EMBEDDED, four_bit=True, dtype=torch.bfloat16, for_training=True)
     unpacked = models.load_model(models.EMBEDDED, four_bit=True, dtype=torch.bfloat16)
     plain = models.load_model(models.EMBEDDED, four_bit=False, dtype=torch.bfloat16)
     name = "model.layers.3.mlp.up_proj"

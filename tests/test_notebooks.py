@@ -94,7 +94,7 @@ def command(runs_dir, run_id):
 def undisturbed(tmp_path_factory):
     """A finished smoke run: folder with its runs, and what the command printed."""
     runs_dir = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(command(runs_dir, "whole"), cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command(runs_dir, "whole"), cwd=ROOT, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return runs_dir, done.stdout
 
@@ -120,7 +120,7 @@ def test_a_second_start_runs_nothing_again(undisturbed):
     assert time.perf_counter() - started < 120
 
 
-def kill_when(process, condition, timeout=400):
+def kill_when(process, condition, timeout=1200):
     """SIGKILL the runner and its kernel as soon as `condition` holds."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -150,7 +150,7 @@ def test_killed_runs_resume_to_the_tables_of_an_undisturbed_one(undisturbed):
             kill_when(subprocess.Popen(command(runs_dir, "killed"), cwd=ROOT, stdout=log, stderr=log), moment)
         if number == "02":
             assert 2 <= journal_lines() < 20
-    done = subprocess.run(command(runs_dir, "killed"), cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command(runs_dir, "killed"), cwd=ROOT, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "02_prompting: unchanged" in done.stdout and "03_finetune_qlora: unchanged" in done.stdout
     whole, killed = table_frames(runs_dir / "whole"), table_frames(run_dir)
