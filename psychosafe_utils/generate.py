@@ -116,14 +116,18 @@ def _answer(tokenizer, tokens: list[int], model) -> Answer:
     return Answer(text, "length" if stop is None else "stop", len(tokens) if stop is None else stop)
 
 
-def _read_journal(path: Path) -> dict[str, Answer]:
-    """Answers of a journal by prompt_id; a last line that was cut off by a kill is left out."""
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a journal; a last line that was cut off by a kill is left out, also of the file."""
     if not path.exists():
-        return {}
+        return []
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    rows = [json.loads(line) for line in whole]
     path.write_text("".join(whole), encoding="utf-8")
-    return {row.pop("prompt_id"): Answer(**row) for row in rows}
+    return [json.loads(line) for line in whole]
+
+
+def _read_journal(path: Path) -> dict[str, Answer]:
+    """Answers of a journal by prompt_id."""
+    return {row.pop("prompt_id"): Answer(**row) for row in read_rows(path)}
 
 
 def append_rows(path: Path, rows: list[dict]) -> None:

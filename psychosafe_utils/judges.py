@@ -85,7 +85,7 @@ def rate_refusal(response: str) -> tuple[Score, Score]:
 
 
 @cache
-def _strategy_of() -> dict[str, str]:
+def strategy_of_component() -> dict[str, str]:
     """Component id -> strategy, from data/strategies.csv."""
     table = pd.read_csv(DATA / "strategies.csv")
     return dict(zip(table.component.str.split().str[0], table.strategy))
@@ -93,7 +93,7 @@ def _strategy_of() -> dict[str, str]:
 
 def rate_grounding(response: str) -> Score:
     """Psychological grounding, 1-5: how many components of a strategy the wording shows; the strategy is in the labels."""
-    text, strategy = response.replace("’", "'"), _strategy_of()
+    text, strategy = response.replace("’", "'"), strategy_of_component()
     spans = {
         name: Span(m.start(), m.end(), response[m.start():m.end()], f"{strategy.get(name, 'stock sympathy')}: {name}")
         for name, pattern in _patterns("components.v1.yaml").items() if (m := pattern.search(text))

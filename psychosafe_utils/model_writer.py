@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from psychosafe_utils.config import RISK_CLUSTERS
-from psychosafe_utils.generate import Decoding, append_rows, generate_answers, report_progress
+from psychosafe_utils.generate import Decoding, append_rows, generate_answers, read_rows, report_progress
 from psychosafe_utils.helplines import fill_slots, slots_in
 from psychosafe_utils.judges import rate_by_rule
 from psychosafe_utils.prompts import prompt_versions
@@ -95,15 +94,6 @@ def _reason(finding: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\('.*'\)|'[^']*'|\d+", "...", text)).strip()
 
 
-def _read_attempts(journal: Path) -> list[dict]:
-    """The attempts of a journal, without a last line that was cut off by a kill."""
-    if not journal.exists():
-        return []
-    whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    journal.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
-
-
 def _judged_attempt(prompt, answer, attempt: int) -> dict:
     """One attempt as a journal row: accepted, rejected with its reasons, or failed with the error."""
     if isinstance(answer, Exception):
@@ -129,7 +119,7 @@ def write_answers(prompts: pd.DataFrame, ask: Ask, *, journal: Path, attempts: i
     if len(foreign):
         raise ValueError(f"prompt {foreign.prompt_id.iloc[0]} is of cluster '{foreign.cluster.iloc[0]}'; a model writes supportive refusals for {', '.join(RISK_CLUSTERS)} alone")
     journal.parent.mkdir(parents=True, exist_ok=True)
-    rows = {(r["prompt_id"], r["attempt"]): r for r in _read_attempts(journal)}
+    rows = {(r["prompt_id"], r["attempt"]): r for r in read_rows(journal)}
     started, asked = time.perf_counter(), 0
     for attempt in range(attempts):
         accepted = {p for (p, _), r in rows.items() if r["status"] == "accepted"}

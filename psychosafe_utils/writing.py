@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from functools import cache
+from collections import Counter
 from pathlib import Path
 
-import pandas as pd
-
 from psychosafe_utils import cards
-from psychosafe_utils.config import DATA, HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTERS, ROLES, SPLITS
+from psychosafe_utils.config import HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTERS, ROLES, SPLITS
 from psychosafe_utils.corpus import unsafe_wording
 from psychosafe_utils.helplines import SLOT, fill_slot, fill_slots, slots_in
-from psychosafe_utils.judges import rate_grounding, rate_parts, rate_refusal
+from psychosafe_utils.judges import rate_grounding, rate_parts, rate_refusal, strategy_of_component
 from psychosafe_utils.references import find_contacts
 
 ANSWER_WORDS = (60, 160)
@@ -28,16 +26,9 @@ LINE_CLAIMS = re.compile(
 SEXUAL_ROLES = {"minor_concern"}
 
 
-@cache
-def _known_components() -> dict[str, str]:
-    """Component id -> strategy, from data/strategies.csv."""
-    table = pd.read_csv(DATA / "strategies.csv")
-    return dict(zip(table.component.str.split().str[0], table.strategy))
-
-
 def component_findings(strategy: str, components: list[str], where: str) -> list[str]:
     """Strategy and components must be those of data/strategies.csv, and belong together."""
-    known = _known_components()
+    known = strategy_of_component()
     wrong = [c for c in components if c not in known]
     found = [f"{where}: unknown component '{c}'; take ids from data/strategies.csv" for c in wrong]
     if not components:
@@ -195,7 +186,7 @@ def check_file(path: Path) -> tuple[int, list[str]]:
     if lines and '"card_id"' in lines[0]:
         items = cards.read_cards(path)
         return len(items), [finding for card in items for finding in card_findings(card)]
-    found = []
+    found, texts = [], Counter()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line) | {"cluster": cards.cluster_of(path)}
@@ -204,8 +195,8 @@ def check_file(path: Path) -> tuple[int, list[str]]:
             continue
         missing = [k for k in ("scenario_id", "split", "role", "region", "register", "text", "answer") if k not in row]
         found += [f"{path.name}, line {number}: key '{missing[0]}' is missing"] if missing else row_findings(row)
-    texts = [json.loads(line)["text"].lower() for line in lines if line.startswith("{") and '"text"' in line]
-    return len(lines), found + [f"text occurs twice: '{t[:60]}'" for t in {t for t in texts if texts.count(t) > 1}]
+        texts[str(row.get("text", number)).lower()] += 1
+    return len(lines), found + [f"text occurs twice: '{text[:60]}'" for text, n in texts.items() if n > 1]
 
 
 def print_check(paths: list[Path], show: int) -> int:
