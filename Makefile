@@ -25,4 +25,4 @@ test: setup
 	@echo "[test] the module, the notebooks by papermill with small parameters, killed runs"
 	@$(PY) -m pytest tests
 	@echo "[test] the committed outputs, by nbval"
-	@$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1800 notebooks -p no:cacheprovider
+	@PSYCHOSAFE_DTYPE=float32 $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1800 notebooks -p no:cacheprovider

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"
+# Answers and adapter of the committed run, by names that tell what made them; they stand in where nothing has changed.
+PUBLISHED = NOTEBOOKS / "published_run"
 
 RISK_CLUSTERS = ("suicide_self_harm", "substance_use", "violence", "weapons", "sexual_crimes")
 CLUSTERS = (*RISK_CLUSTERS, "out_of_scope", "benign")
@@ -33,9 +36,17 @@ def cache_dir() -> Path:
 
 
 def run_folder(run_dir: str) -> Path:
-    """The run folder that a notebook writes into; an empty name is `runs/notebook`, for a reader's own session."""
+    """The run folder that a notebook writes into.
+
+    An empty name is `runs/notebook`, for a reader's own session, which begins with the answers and the adapter of the committed run.
+    """
     path = Path(run_dir) if run_dir else ROOT / "runs" / "notebook"
     (path / "tables").mkdir(parents=True, exist_ok=True)
+    if not run_dir:
+        for source in (p for p in PUBLISHED.rglob("*") if p.is_file() and not (path / p.relative_to(PUBLISHED)).exists()):
+            target = path / source.relative_to(PUBLISHED)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
     return path
 
 

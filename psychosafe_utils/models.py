@@ -130,7 +130,15 @@ def keep_layers_trainable(model) -> None:
 
 
 def default_dtype() -> torch.dtype:
-    """bfloat16 on a GPU, or where the CPU has instructions for it; float32 elsewhere."""
+    """The type named in PSYCHOSAFE_DTYPE, else bfloat16 on a GPU, or where the CPU has instructions for it, and float32 elsewhere.
+
+    Raises:
+        ModelError: When PSYCHOSAFE_DTYPE names neither.
+    """
+    if asked := os.environ.get("PSYCHOSAFE_DTYPE"):
+        if asked not in ("float32", "bfloat16"):
+            raise ModelError(f"PSYCHOSAFE_DTYPE is '{asked}'; it must be float32 or bfloat16")
+        return getattr(torch, asked)
     fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 

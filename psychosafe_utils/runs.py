@@ -16,7 +16,7 @@ import papermill
 from traitlets.config import Config
 
 from psychosafe_utils.config import (
-    DATA, NOTEBOOKS, ROOT, ConfigError, load_profile, notebook_paths, resolve_parameters,
+    DATA, NOTEBOOKS, PUBLISHED, ROOT, ConfigError, load_profile, notebook_paths, resolve_parameters,
 )
 from psychosafe_utils.report import mean_table, write_report
 from psychosafe_utils.tables import content_hash, package_versions, read_table, sha256_of, write_atomically
@@ -158,11 +158,17 @@ def _cleaned(path: Path) -> nbformat.NotebookNode:
 
 
 def publish_run(run_dir: Path) -> list[Path]:
-    """Copy a run's executed notebooks and figures to where the repository keeps them.
+    """Copy a run's executed notebooks, figures, answers and adapter to where the repository keeps them.
 
     Raises:
-        ConfigError: When a notebook was not run with its default parameters, failed, or still holds a machine path.
+        ConfigError: When a notebook was not run with its default parameters, failed, or still holds a machine path; or when answers
+            were not made in float32, the type that every machine can make them again in.
     """
+    if (run_dir / "journals").exists():
+        from psychosafe_utils.models import default_dtype  # the runner itself needs no torch
+
+        if str(default_dtype()) != "torch.float32":
+            raise ConfigError("answers are published from float32, which every CPU has; run and publish with PSYCHOSAFE_DTYPE=float32")
     written = []
     for name, step in sorted(_load_run(run_dir)["notebooks"].items()):
         source = NOTEBOOKS / f"{name}.ipynb"
@@ -178,8 +184,26 @@ def publish_run(run_dir: Path) -> list[Path]:
     (ROOT / "figures").mkdir(exist_ok=True)
     for figure in sorted((run_dir / "figures").iterdir()):
         written.append(Path(shutil.copy(figure, ROOT / "figures" / figure.name)))
+    written += publish_answers(run_dir)
     effects = run_dir / "tables" / "04_effects.parquet"
     return [*written, put_result_into_readme(read_table(effects, "effects"))] if effects.exists() else written
+
+
+def publish_answers(run_dir: Path) -> list[Path]:
+    """Copy a run's journals of answers, and the adapter that made the tuned ones, so that its notebooks open without a wait."""
+    sources = sorted((run_dir / "journals").glob("*.jsonl"))
+    tuned = run_dir / "tables" / "03_generations.parquet"
+    if tuned.exists():
+        from psychosafe_utils.finetune import find_adapter
+
+        folder = find_adapter(run_dir, read_table(tuned, "generations"))
+        sources += [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "log_history.json")]
+    shutil.rmtree(PUBLISHED, ignore_errors=True)
+    targets = [PUBLISHED / source.relative_to(run_dir) for source in sources]
+    for source, target in zip(sources, targets):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    return targets
 
 
 def put_result_into_readme(effects: pd.DataFrame) -> Path:

@@ -40,6 +40,17 @@ def test_a_profile_that_is_no_mapping(tmp_path, monkeypatch):
         config.load_profile("odd")
 
 
-def test_run_folder_is_made(tmp_path):
-    assert (config.run_folder(str(tmp_path / "r")) / "tables").is_dir()
-    assert config.run_folder("").name == "notebook"
+def test_only_a_readers_own_session_begins_with_the_committed_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(config, "PUBLISHED", tmp_path / "published")
+    own = config.run_folder("")
+    assert own == tmp_path / "runs" / "notebook" and (own / "tables").is_dir()
+    for name, text in {"journals/a.jsonl": "committed", "training/x/log_history.json": "[]"}.items():
+        (tmp_path / "published" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "published" / name).write_text(text)
+    (own / "journals").mkdir()
+    (own / "journals" / "a.jsonl").write_text("the reader's")
+    config.run_folder("")
+    assert (own / "journals" / "a.jsonl").read_text() == "the reader's" and (own / "training" / "x" / "log_history.json").exists()
+    named = config.run_folder(str(tmp_path / "r"))
+    assert [p.name for p in named.iterdir()] == ["tables"]

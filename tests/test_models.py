@@ -74,6 +74,16 @@ def test_an_unknown_model_names_the_ways():
         models.load_tokenizer("nobody/nothing-at-all")
 
 
+def test_the_numeric_type_can_be_named(monkeypatch, tiny_model):
+    for name in ("float32", "bfloat16"):
+        monkeypatch.setenv("PSYCHOSAFE_DTYPE", name)
+        model = models.load_model(str(tiny_model), four_bit=False)
+        assert models.weights_name(model, False) == f"{name}-cpu"
+    monkeypatch.setenv("PSYCHOSAFE_DTYPE", "float8")
+    with pytest.raises(models.ModelError, match="'float8'; it must be float32 or bfloat16"):
+        models.default_dtype()
+
+
 def test_fingerprint_follows_the_weights(tiny_model, tiny_hybrid):
     assert models.model_fingerprint(str(tiny_model)) == models.model_fingerprint(str(tiny_model))
     assert models.model_fingerprint(str(tiny_model)) != models.model_fingerprint(str(tiny_hybrid))

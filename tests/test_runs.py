@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from psychosafe_utils import __main__ as cli
-from psychosafe_utils import config, runs
+from psychosafe_utils import config, finetune, runs, tables
 
 CODE = """
 from pathlib import Path
@@ -36,7 +36,7 @@ def project(tmp_path, monkeypatch):
     notebook(tmp_path / "notebooks" / "01_one.ipynb", '(folder / "01_t.parquet").write_text(word)', writes=["01_t"])
     notebook(tmp_path / "notebooks" / "02_two.ipynb", 'assert word != "bad", "a bad word"\n(folder / "02_t.parquet").write_text((folder / "01_t.parquet").read_text())', ["01_t"], ["02_t"])
     for module in (config, runs):
-        for name, value in {"ROOT": tmp_path, "NOTEBOOKS": tmp_path / "notebooks", "DATA": tmp_path / "data", "PROFILES": tmp_path / "profiles"}.items():
+        for name, value in {"ROOT": tmp_path, "NOTEBOOKS": tmp_path / "notebooks", "PUBLISHED": tmp_path / "published", "DATA": tmp_path / "data", "PROFILES": tmp_path / "profiles"}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
     return tmp_path
@@ -121,6 +121,27 @@ def test_a_machine_path_is_not_published(project):
     notebook(project / "notebooks" / "01_one.ipynb", '(folder / "01_t.parquet").write_text(word)\nprint("/home/somebody/file")', writes=["01_t"])
     with pytest.raises(config.ConfigError, match="machine path '/home/somebody/file"):
         runs.publish_run(runs.run_notebooks("quick", only=1))
+
+
+def test_the_answers_and_their_adapter_are_published(project, monkeypatch):
+    run_dir = runs.run_notebooks("quick")
+    (run_dir / "journals").mkdir()
+    for name in ("generic-1.jsonl", "generic-1.jsonl.lock"):
+        (run_dir / "journals" / name).write_text("{}")
+    for name in ("adapter-old", "adapter-used"):
+        (run_dir / "training" / name).mkdir(parents=True)
+        for file in ("adapter_config.json", "adapter_model.safetensors", "log_history.json", "training_args.bin"):
+            (run_dir / "training" / name / file).write_text(name)
+    row = dict.fromkeys(tables.SCHEMAS["generations"], "x") | {"seed": 0, "n_tokens": 1, "p_refuse": float("nan"), "generation_id": "g", "finish_reason": "stop"}
+    made = pd.DataFrame([row | {"adapter": finetune.adapter_hash(run_dir / "training" / "adapter-used")}])
+    tables.write_table(made, run_dir / "tables" / "03_generations.parquet", "generations", parameters={})
+    monkeypatch.setenv("PSYCHOSAFE_DTYPE", "bfloat16")
+    with pytest.raises(config.ConfigError, match="PSYCHOSAFE_DTYPE=float32"):
+        runs.publish_run(run_dir)
+    monkeypatch.setenv("PSYCHOSAFE_DTYPE", "float32")
+    runs.publish_run(run_dir)
+    kept = sorted(str(p.relative_to(project / "published")) for p in (project / "published").rglob("*") if p.is_file())
+    assert kept == ["journals/generic-1.jsonl", *(f"training/adapter-used/{f}" for f in ("adapter_config.json", "adapter_model.safetensors", "log_history.json"))]
 
 
 def test_run_json_names_no_machine_path(project):
