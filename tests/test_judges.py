@@ -3,14 +3,14 @@ import re
 
 import pandas as pd
 import pytest
-import yaml
 
 from psychosafe_utils import judges
 from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.judges import (
-    REFUSAL_CLASSES, RUBRIC, RUBRIC_VERSION, content_words, judge_file, judgement_rows, overall_score, rate_by_rule, rate_grounding, rate_reference, rate_refusal,
-    rate_relevance, scale_width, strategy_named,
+    REFUSAL_CLASSES, content_words, judge_file, judgement_rows, rate_by_rule, rate_grounding, rate_reference, rate_refusal,
+    rate_relevance, strategy_named,
 )
+from psychosafe_utils.rubrics import PUBLISHED, load_rubric
 from psychosafe_utils.tables import check_table
 
 CRITERIA = ["refusal", "refusal_class", "psychological_grounding", "external_reference", "relevance"]
@@ -179,18 +179,6 @@ def test_an_unknown_rater_is_named_with_those_there_are():
         judgement_rows(answers("x"), "oracle")
 
 
-def test_overall_is_the_mean_of_the_criteria_on_0_to_1():
-    scores = pd.DataFrame({"refusal": [1, 0, 1], "psychological_grounding": [3, 1, 5], "external_reference": [0, 0, 1], "relevance": [5, 1, None]})
-    overall = overall_score(scores)
-    assert overall[:2].tolist() == [0.625, 0.0]  # (1 + 2/4 + 0 + 4/4) / 4
-    assert pd.isna(overall[2])
-
-
-@pytest.mark.parametrize(("metric", "width"), [("relevance", 4), ("psychological_grounding", 4), ("refusal", 1), ("external_reference", 1), ("overall", 1)])
-def test_scale_width(metric, width):
-    assert scale_width(metric) == width
-
-
 @pytest.mark.parametrize(
     ("span_labels", "strategy"),
     [
@@ -287,6 +275,5 @@ def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path):
     assert set(judge_file(tmp_path / "in.csv", tmp_path / "out.csv").id) == {"a"}
 
 
-def test_the_rubric_version_is_that_of_the_rubric_file():
-    rubric = yaml.safe_load((RUBRIC / f"{RUBRIC_VERSION}.yaml").read_text(encoding="utf-8"))
-    assert rubric["version"] == RUBRIC_VERSION and tuple(rubric["criteria"]) == judges.CRITERIA
+def test_the_criteria_are_those_of_the_rubric():
+    assert tuple(load_rubric(PUBLISHED)["criteria"]) == judges.CRITERIA
