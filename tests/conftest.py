@@ -67,3 +67,18 @@ def tiny_hybrid(tmp_path_factory):
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_server():
+    """Base URL of a real llama.cpp server with the embedded weights, reached through the OpenAI protocol."""
+    import xllamacpp
+
+    from psychosafe_utils import models
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.port, params.verbosity = str(models.embedded_gguf()), 8192, 2, 0, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    running = xllamacpp.Server(params)
+    yield f"{running.listening_address}/v1"
+    del running

@@ -91,22 +91,9 @@ def test_a_harmless_prompt_is_refused_before_any_call(tmp_path):
     assert not asked
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Base URL of a real llama.cpp server with the embedded weights, reached through the OpenAI protocol."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.port, params.verbosity = str(models.embedded_gguf()), 8192, 2, 0, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
-    running = xllamacpp.Server(params)
-    yield f"{running.listening_address}/v1"
-    del running
-
-
-def test_a_real_server_writes_answers_that_are_judged_and_kept_in_the_journal(server, tmp_path):
+def test_a_real_server_writes_answers_that_are_judged_and_kept_in_the_journal(llama_server, tmp_path):
     prompts, journal = prompt_rows(PROMPT, PROMPT + " Please."), tmp_path / "j.jsonl"
-    tried = write_answers(prompts, ask_endpoint(server, models.EMBEDDED, max_tokens=48, workers=2), journal=journal, attempts=2)
+    tried = write_answers(prompts, ask_endpoint(llama_server, models.EMBEDDED, max_tokens=48, workers=2), journal=journal, attempts=2)
     assert len(tried) == 4 and set(tried.status) <= {"accepted", "rejected"} and (tried.answer.str.len() > 0).all()
     assert acceptance_report(tried).n.sum() >= 4
     ask, asked = scripted(GOOD, GOOD)
