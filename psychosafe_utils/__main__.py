@@ -30,8 +30,32 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="judge a CSV of answers (columns id, prompt, response; optional cluster, region)")
     judge.add_argument("answers", type=Path)
     judge.add_argument("-o", "--output", type=Path, required=True)
-    judge.add_argument("--rater", default="rule", choices=["rule"])
+    judge.add_argument("--rater", default="rule", choices=["rule", "llm"])
+    judge.add_argument("--endpoint", default="", help="llm: base URL of an OpenAI-compatible server; the key stands in OPENAI_API_KEY")
+    judge.add_argument("--model", default="", help="llm: the model's name there")
+    judge.add_argument("--rubric", default="published.v1", help="llm: published.v1 or extended.v1")
+    judge.add_argument("--repeats", type=int, default=1, help="llm: times that each answer is judged")
+    judge.add_argument("--generator", action="append", default=[], help="llm: a model that wrote answers; a judge of its family is refused")
+    judge.add_argument("--own-family", action="store_true", help="llm: judge answers of the judge's own family all the same")
     return parser
+
+
+def judge_answers(args: argparse.Namespace) -> None:
+    """Command `judge`: by rule, or by a model whose replies are kept beside the output, so that a second start goes on."""
+    from psychosafe_utils.judges import judge_file, judgement_rows
+
+    def by_model(answers):
+        from psychosafe_utils.llm_judges import Endpoint, judge_with_endpoint, judging_cost
+
+        if not args.endpoint or not args.model:
+            raise ValueError("--rater llm needs --endpoint and --model")
+        endpoint, journal = Endpoint(args.endpoint, args.model, repeats=args.repeats), args.output.with_suffix(".replies.jsonl")
+        rows = judge_with_endpoint(answers, endpoint, journal=journal, rubric=args.rubric, generators=args.generator, own_family=args.own_family)
+        print(judging_cost(journal, endpoint).to_string())
+        return rows
+
+    rows = judge_file(args.answers, args.output, judgement_rows if args.rater == "rule" else by_model)
+    print(f"{rows.id.nunique()} answers judged, {int(rows.score.isna().sum())} scores missing: {args.output}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,10 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         if args.command == "judge":
-            from psychosafe_utils.judges import judge_file
-
-            rows = judge_file(args.answers, args.output, args.rater)
-            print(f"{rows.id.nunique()} answers judged, {int(rows.score.isna().sum())} scores missing: {args.output}")
+            judge_answers(args)
         elif args.command == "corpus":
             from psychosafe_utils import corpus, quality
 

