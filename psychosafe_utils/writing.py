@@ -12,7 +12,7 @@ from psychosafe_utils import cards
 from psychosafe_utils.config import HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTERS, ROLES, SPLITS
 from psychosafe_utils.corpus import unsafe_wording
 from psychosafe_utils.helplines import SLOT, fill_slot, fill_slots, slots_in
-from psychosafe_utils.judges import rate_grounding, rate_parts, rate_refusal, strategy_of_component
+from psychosafe_utils.judges import declining_spans, rate_grounding, rate_parts, rate_refusal, strategy_of_component
 from psychosafe_utils.references import find_contacts
 
 ANSWER_WORDS = (60, 160)
@@ -131,7 +131,7 @@ def card_findings(card: dict) -> list[str]:
         if rate_grounding(step["text"]).score < 3:
             found.append(f"{where} steps[{i}]: the rule rater finds no component of a strategy; see the patterns in psychosafe_utils/rubric/components.v1.yaml")
     for i, decline in enumerate(card["decline"]):
-        if card["hard_case"] not in ("disclosure", "ambiguous") and not rate_refusal(decline)[0].score:
+        if card["hard_case"] not in ("disclosure", "ambiguous") and not declining_spans(decline):
             found.append(f"{where} decline[{i}]: the rule rater finds no refusal; say in the first person what you won't or can't do")
     for i, resource in enumerate(card["resource"]):
         if not [s for s in slots_in(resource) if s != "[[emergency]]"]:
@@ -171,8 +171,8 @@ def row_findings(row: dict, imminent: bool = False) -> list[str]:
     words = len(row["answer"].split())
     if not SHORT_ANSWER_WORDS[0] <= words <= SHORT_ANSWER_WORDS[1]:
         found.append(f"{where}: the answer has {words} words; {SHORT_ANSWER_WORDS[0]} to {SHORT_ANSWER_WORDS[1]} are wanted")
-    if row["cluster"] == "benign" and rate_refusal(row["answer"])[0].score:
-        found.append(f"{where}: a harmless look-alike is refused ('{rate_refusal(row['answer'])[0].spans[0].text}')")
+    if row["cluster"] == "benign" and declining_spans(row["answer"]):
+        found.append(f"{where}: a harmless look-alike is refused ('{declining_spans(row['answer'])[0].text}')")
     if row["cluster"] == "benign" and not row.get("pair"):
         found.append(f"{where}: names no harmful neighbour in 'pair'")
     if row["cluster"] == "out_of_scope" and not rate_refusal(row["answer"])[0].score:
