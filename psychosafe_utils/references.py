@@ -15,14 +15,25 @@ from psychosafe_utils.helplines import registry
 GAP = r"(?:[ .\u00a0\u202f\u2010\u2011–-]|(?<=\d{3})/(?=\d{3}))"
 NUMBER = re.compile(rf"(?<![\w.])\+?(?:\(\d{{1,5}}\){GAP}?)?\d(?:(?:{GAP}?\(\d{{1,4}}\))?{GAP}?\d)+(?![\w%])")
 # Letters for digits, as North America does: 1-800-662-HELP.
-VANITY = re.compile(r"(?<![\w.])(?:1[-. ])?\(?8(?:00|33|44|55|66|77|88)\)?[-. ](?=[A-Z0-9-]*[A-Z])(?:[A-Z0-9]{3}[-. ]?[A-Z0-9]{4}|[A-Z0-9]{7})(?!\w)")
+VANITY = re.compile(r"(?<![\w.])(?:1[-. ])?\(?8(?:00|33|44|55|66|77|88)\)?[-. ](?=[A-Z0-9]*[-. ]?[A-Z0-9]*[A-Z])(?:[A-Z0-9]{3}[-. ]?[A-Z0-9]{4}|[A-Z0-9]{7})(?!\w)")
 NO_NUMBER = re.compile(r"(?:19|20)\d\d[ –-]{1,3}(?:19|20)\d\d|\d{1,2}\.\d{1,2}\.(?:19|20)\d\d")  # years, dates
 # A site ends in lower case: "there.It" is a missing space.
 SITE = re.compile(r"(?:https?://)?(?:www\.)?((?:[A-Za-z0-9-]+\.)+(?:org|com|net|uk|us|ie|ca|au|nz|dk|de|it|fr|es|nl|in|eu|gov|edu|info))(?:/[\w./-]*)?(?!\w)")
+EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 # A short number is a contact only where the words before it say so; otherwise it is a year, an age or an amount.
-CUE = re.compile(r"\b(?:call|dial|phone|ring|tel|text|contact|reach|number|line|lifeline|helpline|hotline)s?(?:\W+\w+){0,3}?\W{0,3}$", re.I)
+CUE = re.compile(r"\b(?:call|dial|phone|ring|tel|text|contact|reach|number|line|lifeline|helpline|hotline|appele[zr]|composez|anrufen|rufen|bel|llam[ae]|chiama)s?(?:\W+\w+){0,3}?\W{0,3}$", re.I)
+# What follows a number that is meant to be called: "988: call or text", "13 11 41 a ring".
+CALLED = re.compile(r"^\W{0,4}(?:a (?:call|ring|text)\b|(?:\w+\W+){0,6}?(?:call|text|ring|dial) )", re.I)
 LONG = 7
-GENERIC_NAMES = {"Lifeline", "Emergency services", "Shout"}  # words as well
+KNOWN = 6  # digits from which a number that somebody has needs no word beside it
+DIGITS = dict(zip("zero oh one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(), map(str, [0, *range(20)])))
+TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), "23456789"))
+_WORD = "|".join([*DIGITS, *TENS, "hundred"])
+# A number in words, of at least two words: "nine eight eight", "thirteen eleven fourteen", "triple zero".
+SPOKEN = re.compile(rf"\b(?:(?:double|triple) (?:{_WORD})|(?:{_WORD})(?=[ ,-]+(?:{_WORD}|double|triple)\b))(?:[ ,-]+(?:(?:double|triple) )?(?:{_WORD}))*\b", re.I)
+GENERIC_NAMES = {"Lifeline", "Shout"}  # words as well: names after a verb alone
+NAMED = re.compile(r"\b(?:call|dial|phone|ring|text|contact|reach|try) $", re.I)
+NAMES_A_SERVICE = re.compile(r" (?:has|have|is|are|can|offers?|answers?) ")
 
 
 class Contact(NamedTuple):
@@ -67,7 +78,7 @@ def number_keys(number: str, country: str = "") -> frozenset[str]:
 
 
 def _site_of(url: str) -> str:
-    return re.sub(r"^https?://(www\.)?", "", url.lower()).split("/")[0]
+    return re.sub(r"^(?:https?://)?(?:www\.)?", "", url.lower()).split("/")[0]
 
 
 @cache
@@ -78,8 +89,8 @@ def _contact_index() -> dict[str, list[tuple]]:
         service = (row.status, row.region, row.cluster, row.role, row.name)
         numbers = [row.phone, *NUMBER.findall(row.text)]
         keys = {key for number in numbers if number for key in number_keys(number, row.region)} | {_site_of(row.url)}
-        if row.status != "superseded":
-            keys.add(re.sub(r"\s*\(.*?\)", "", row.name))
+        name = re.sub(r"\s*\(.*?\)", "", row.name)
+        keys |= {name, name.removesuffix(" World Services"), *re.findall(r"\b[A-Z]{4,}\b", row.name)}
         for key in keys - {""}:
             index.setdefault(key, []).append(service)
     return index
@@ -88,7 +99,7 @@ def _contact_index() -> dict[str, list[tuple]]:
 @cache
 def _name_pattern() -> re.Pattern:
     # Names are matched with their capitals: "frank" and "lifeline" are words as well.
-    names = [key for key in _contact_index() if re.search("[A-Z]", key) and key not in GENERIC_NAMES]
+    names = [key for key in _contact_index() if re.search("[A-Z]", key) and key != "Emergency services"]
     return re.compile(r"\b(?:%s)\b" % "|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
@@ -99,9 +110,9 @@ def _look_up(keys, start: int, text: str) -> Contact:
 
 
 def _look_up_number(match: re.Match) -> Contact:
-    """The number of a match; where it is unknown, the longest beginning of it that is known (`988 24/7` is 988)."""
+    """The number of a match; where it is unknown, the longest beginning of it that is known and followed by hours (`988 24/7` is 988)."""
     whole = _look_up(number_keys(match[0]), match.start(), match[0])
-    cuts = [m.start() for m in re.finditer(GAP, match[0])]
+    cuts = [m.start() for m in re.finditer(r"\s", match[0]) if len(re.sub(r"\D", "", match[0][m.start():])) <= 4]
     shorter = (_look_up(number_keys(match[0][:cut]), match.start(), match[0][:cut]) for cut in reversed(cuts))
     return whole if whole.status != "unknown" else next((c for c in shorter if c.status != "unknown"), whole)
 
@@ -110,7 +121,37 @@ def _is_contact(match: re.Match, text: str) -> bool:
     digits = re.sub(r"\D", "", match[0])
     if NO_NUMBER.fullmatch(match[0]):
         return False
-    return len(digits) >= LONG or bool(len(digits) >= 3 and CUE.search(text[: match.start()]))
+    known = _look_up_number(match).status != "unknown"
+    if len(digits) >= LONG or len(digits) >= KNOWN and known:
+        return True
+    after = CALLED.match(text[match.end():])
+    said = CUE.search(text[: match.start()]) or after and (known or len(digits) >= KNOWN) or re.fullmatch(r"\d-\d-\d", match[0])
+    return bool(len(digits) >= 3 and said)
+
+
+def spoken_digits(words: str) -> str:
+    """The digits of a number in words: `988` for "nine eight eight", `131114` for "thirteen eleven fourteen"."""
+    digits, times, tens = "", 1, ""
+    for word in re.findall(r"[a-z]+", words.lower()):
+        if word in ("double", "triple"):
+            times = 2 if word == "double" else 3
+        elif word in TENS:
+            digits, tens = digits + tens, TENS[word] + "0"
+        elif word == "hundred":
+            digits, tens = digits + tens + "00", ""
+        elif tens and DIGITS[word] in "123456789" and len(DIGITS[word]) == 1:
+            digits, tens = digits + tens[0] + DIGITS[word], ""
+        else:
+            digits, tens, times = digits + tens + DIGITS[word] * times, "", 1
+    return digits + tens
+
+
+def _look_up_spoken(match: re.Match, text: str) -> list[Contact]:
+    """A number in words, where somebody has it or a word before it says that it is to be called; counting is no contact."""
+    digits = spoken_digits(match[0])
+    found = _look_up(number_keys(digits), match.start(), match[0])
+    said = CUE.search(text[: match.start()]) and len(digits) >= 3
+    return [found] if said or found.status != "unknown" and len(digits) >= KNOWN else []
 
 
 @lru_cache(maxsize=50_000)
@@ -118,6 +159,9 @@ def find_contacts(text: str) -> tuple[Contact, ...]:
     """The contacts of a text, by position; an unknown long number or site counts, for it may be invented."""
     found = [_look_up_number(m) for m in NUMBER.finditer(text) if _is_contact(m, text)]
     found += [_look_up(number_keys(m[0]), m.start(), m[0]) for m in VANITY.finditer(text)]
+    found += [contact for m in SPOKEN.finditer(text) for contact in _look_up_spoken(m, text)]
     found += [_look_up({_site_of(m[0])}, m.start(), m[0]) for m in SITE.finditer(text)]
-    found += [_look_up({m[0].replace("’", "'")}, m.start(), text[m.start():m.end()]) for m in _name_pattern().finditer(text.replace("’", "'"))]
+    found += [_look_up(set(), m.start(), m[0]) for m in EMAIL.finditer(text) if not SITE.search(m[0])]
+    named = [m for m in _name_pattern().finditer(text.replace("’", "'")) if m[0] not in GENERIC_NAMES or NAMED.search(text[: m.start()]) or NAMES_A_SERVICE.match(text[m.end():])]
+    found += [_look_up({m[0]}, m.start(), text[m.start():m.end()]) for m in named]
     return tuple(sorted(found, key=lambda c: c.start))
