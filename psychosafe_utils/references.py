@@ -90,7 +90,7 @@ def _contact_index() -> dict[str, list[tuple]]:
         numbers = [row.phone, *NUMBER.findall(row.text)]
         keys = {key for number in numbers if number for key in number_keys(number, row.region)} | {_site_of(row.url)}
         name = re.sub(r"\s*\(.*?\)", "", row.name)
-        keys |= {name, name.removesuffix(" World Services"), *re.findall(r"\b[A-Z]{4,}\b", row.name)}
+        keys |= {name, name.removesuffix(" World Services"), *re.findall(r"^[A-Z]{4,}\b", name)}
         for key in keys - {""}:
             index.setdefault(key, []).append(service)
     return index
