@@ -232,6 +232,7 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
         model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
+    model.peft_config["default"].base_model_name_or_path = model_id  # not the folder that it lies in on this machine
     trainer = Trainer(
         model=model, args=_training_arguments(recipe, folder), callbacks=[_Progress()],
         train_dataset=encode_pairs(tokenizer, train, system_prompt, recipe.max_length),

@@ -190,8 +190,15 @@ def publish_run(run_dir: Path) -> list[Path]:
 
 
 def publish_answers(run_dir: Path) -> list[Path]:
-    """Copy a run's journals of answers, and the adapter that made the tuned ones, so that its notebooks open without a wait."""
-    sources = sorted((run_dir / "journals").glob("*.jsonl"))
+    """Copy a run's journals of answers, and the adapter that made the tuned ones, so that its notebooks open without a wait.
+
+    Only answers to the corpus's own prompts are copied: what a model says to a public benchmark's stays out of the repository.
+    """
+    sources = []
+    for journal in sorted((run_dir / "journals").glob("*.jsonl")):
+        own = set(read_table(run_dir / "tables" / "01_prompts.parquet", "prompts").prompt_id)
+        if {json.loads(line)["prompt_id"] for line in journal.read_text(encoding="utf-8").splitlines()} <= own:
+            sources.append(journal)
     tuned = run_dir / "tables" / "03_generations.parquet"
     if tuned.exists():
         from psychosafe_utils.finetune import find_adapter

@@ -1,5 +1,7 @@
 """QLoRA: labels, memory plan, resumed training."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -86,6 +88,7 @@ def test_training_learns_and_a_second_call_returns_the_same(tiny_model, tmp_path
     monkeypatch.setattr(finetune, "_train", None)  # a second training would fail
     again, curve_again = train(tiny_model, tmp_path, RECIPE._replace(learning_rate=0.05, max_steps=12))
     assert again == folder and finetune.adapter_hash(again) == finetune.adapter_hash(folder)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
     pd.testing.assert_frame_equal(curve, curve_again)
 
 

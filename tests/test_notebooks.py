@@ -340,6 +340,19 @@ def copy_of_run(folder, target):
     return target
 
 
+def test_the_committed_answers_are_there_for_every_condition_and_safe_to_keep():
+    """What nbval takes in place of a model: no machine path, no word of the safety lexicon that does harm, no public benchmark's prompt."""
+    journals = sorted((config.PUBLISHED / "journals").glob("*.jsonl"))
+    names = [path.stem.rsplit("-", 1)[0] for path in journals]
+    for stem in ("02_prompting", "03_finetune_qlora", "05_generalization"):
+        assert set(runs.parameter_defaults(PATHS[stem])["conditions"]) <= set(names)
+    for path in config.PUBLISHED.rglob("*.json*"):
+        assert not re.search(r"/(?:home|root|Users|tmp|work)/", path.read_text(encoding="utf-8")), path
+    for row in (row for path in journals for row in generate.read_rows(path)):
+        assert not row["prompt_id"].startswith("xstest")
+        assert not corpus.unsafe_wording(row["response"], ("minors_sexual", "amounts", "methods", "weapon_parts")), row
+
+
 def test_the_readme_shows_the_committed_run():
     """The result table stands there as publishing wrote it, from the executed notebook 04."""
     shown = (ROOT / "README.md").read_text().split("<!-- result -->\n")[1].split("\n<!-- /result -->")[0]

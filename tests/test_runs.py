@@ -127,8 +127,10 @@ def test_a_machine_path_is_not_published(project):
 def test_the_answers_and_their_adapter_are_published(project, monkeypatch):
     run_dir = runs.run_notebooks("quick")
     (run_dir / "journals").mkdir()
-    for name in ("generic-1.jsonl", "generic-1.jsonl.lock"):
-        (run_dir / "journals" / name).write_text("{}")
+    prompt = dict.fromkeys(tables.SCHEMAS["prompts"], "") | {"prompt_id": "p1", "text": "x", "cluster": "violence", "role": "self", "split": "test", "scenario_id": "s", "source": "written", "licence": "CC-BY-4.0"}
+    tables.write_table(pd.DataFrame([prompt]), run_dir / "tables" / "01_prompts.parquet", "prompts", parameters={})
+    for name, prompt_id in {"generic-1.jsonl": "p1", "generic-2.jsonl": "xstest-7", "generic-1.jsonl.lock": "p1"}.items():
+        (run_dir / "journals" / name).write_text(json.dumps({"prompt_id": prompt_id}) + "\n")
     for name in ("adapter-old", "adapter-used"):
         (run_dir / "training" / name).mkdir(parents=True)
         for file in ("adapter_config.json", "adapter_model.safetensors", "log_history.json", "training_args.bin"):
