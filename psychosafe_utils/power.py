@@ -55,9 +55,11 @@ def paired_p(differences: np.ndarray) -> np.ndarray:
 def clustered_p(differences: np.ndarray) -> np.ndarray:
     """p of a mean with standard errors clustered by prompt and by rater (Cameron, Gelbach & Miller 2011), t with the fewer clusters less one.
 
-    Where the sum of the two variances less their overlap is below either of them, the larger stands in.
+    Where the sum of the two variances less their overlap is below either of them, the larger stands in. NaN with a single rater.
     """
-    _, n_prompts, n_raters = differences.shape
+    n_sim, n_prompts, n_raters = differences.shape
+    if n_raters < 2:
+        return np.full(n_sim, np.nan)
     n_cells = np.isfinite(differences).sum(axis=(1, 2))
     mean = np.nanmean(differences, axis=(1, 2))
     residual = np.nan_to_num(differences - mean[:, None, None])
