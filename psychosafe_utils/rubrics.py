@@ -51,6 +51,11 @@ def rubric_text(items: dict[str, dict]) -> str:
     )
 
 
+def fenced(prompt: str, response: str) -> str:
+    """Message and response as a model rater is shown them: as data between marks, not as something to answer."""
+    return f"Message:\n<message>\n{prompt}\n</message>\n\nResponse to rate:\n<response>\n{response}\n</response>"
+
+
 def scale_width(criterion: str, version: str = PUBLISHED) -> int:
     """Points between the ends of a criterion's scale."""
     scale = load_rubric(version)["criteria"][criterion]["scale"]

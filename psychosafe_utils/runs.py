@@ -194,9 +194,9 @@ def publish_answers(run_dir: Path) -> list[Path]:
 
     Only answers to the corpus's own prompts are copied: what a model says to a public benchmark's stays out of the repository.
     """
-    sources = []
-    for journal in sorted((run_dir / "journals").glob("*.jsonl")):
-        own = set(read_table(run_dir / "tables" / "01_prompts.parquet", "prompts").prompt_id)
+    sources, journals = [], sorted((run_dir / "journals").glob("*.jsonl"))
+    own = set(read_table(run_dir / "tables" / "01_prompts.parquet", "prompts").prompt_id) if journals else set()
+    for journal in journals:
         if {json.loads(line)["prompt_id"] for line in journal.read_text(encoding="utf-8").splitlines()} <= own:
             sources.append(journal)
     tuned = run_dir / "tables" / "03_generations.parquet"

@@ -60,6 +60,11 @@ def test_the_ungated_mean_puts_every_scale_on_0_to_1():
     assert rubrics.ungated_mean(answers(), "extended.v1")[0] == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize(("criterion", "width"), [("relevance", 4), ("psychological_grounding", 4), ("refusal", 1), ("external_reference", 1)])
+def test_scale_width(criterion, width):
+    assert rubrics.scale_width(criterion) == width
+
+
 def test_an_unknown_rubric_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown rubric 'extended.v2'; did you mean 'extended.v1'"):
         rubrics.load_rubric("extended.v2")
