@@ -20,6 +20,8 @@ ORDERS = (
     ("acknowledge", "decline", "resource", "step", "hope"),
     ("decline", "acknowledge", "step", "resource", "hope"),
 )
+# How much the likeness of two answers weighs against an untold word.
+LIKENESS_WEIGHT = 0.005
 JOINTS = (", and ", " and ", ", ", ", and honestly ", ", anyway ", " and then ")
 
 
@@ -135,7 +137,8 @@ def card_messages(card: dict, n: int, rng: random.Random) -> list[tuple[str, str
 
 
 def card_answers(card: dict, messages: list[str]) -> list[dict]:
-    """An answer for each message, put together from the card's own parts: words of the message in it, and few parts that others have.
+    """An answer for each message, put together from the card's own parts: words of the message in it, few that only other messages of the card hold,
+    and few parts that other answers have.
 
     Returns:
         Dictionaries with answer (contacts as slots), strategy and components.
@@ -143,13 +146,18 @@ def card_answers(card: dict, messages: list[str]) -> list[dict]:
     texts = [card["acknowledge"], card["decline"], [step["text"] for step in card["steps"]], card["resource"], card["hope"]]
     words = [[content_words(text) for text in part] for part in texts]
     combos = {c: set.union(*(words[k][i] for k, i in enumerate(c))) for c in product(*(range(len(part)) for part in texts))}
-    likeness, answers = dict.fromkeys(combos, 0), []
+    told = set().union(*map(content_words, messages))
+    likeness, used, answers = dict.fromkeys(combos, 0), set(), []
     for i, message in enumerate(messages):
         said = content_words(message)
         wanted = min(3, max(len(said & held) for held in combos.values()))
-        pick = min(combos, key=lambda c: (len(said & combos[c]) < wanted, likeness[c], -len(said & combos[c]), c))
+        # A word that other messages of the card tell and this one does not may rest on what this person never said.
+        untold = {c: len(held & told - said) for c, held in combos.items()}
+        free = combos.keys() - used or combos
+        pick = min(free, key=lambda c: (len(said & combos[c]) < wanted, untold[c] + LIKENESS_WEIGHT * likeness[c], -len(said & combos[c]), c))
         for other in combos:
             likeness[other] += sum(a == b for a, b in zip(pick, other)) ** 3
+        used.add(pick)
         step = card["steps"][pick[2]]
         parts = {
             "acknowledge": card["acknowledge"][pick[0]], "decline": card["decline"][pick[1]], "step": step["text"],
