@@ -1,4 +1,4 @@
-"""Command line: run the notebooks, publish a run, or judge a file of answers."""
+"""Command line: run the notebooks, publish a run, judge a file of answers, or let people rate them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from psychosafe_utils.config import ROOT
@@ -27,34 +28,42 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check files of scenario cards or written rows against the writing rules")
     check.add_argument("files", type=Path, nargs="+", help="JSONL, named after its cluster")
     check.add_argument("--show", type=int, default=0, metavar="N", help="print N assembled rows of every card")
+    rate = commands.add_parser("rate", help="serve a study's rating page on this computer")
+    rate.add_argument("study", type=Path, help="folder that ratings.make_study made")
+    rate.add_argument("--port", type=int, default=5006)
     judge = commands.add_parser("judge", help="judge a CSV of answers (columns id, prompt, response; optional cluster, region)")
     judge.add_argument("answers", type=Path)
     judge.add_argument("-o", "--output", type=Path, required=True)
-    judge.add_argument("--rater", default="rule", choices=["rule", "llm"])
+    judge.add_argument("--rater", action="append", default=[], choices=["rule", "llm", "local"], help="rule unless told; several make a panel as well")
     judge.add_argument("--endpoint", default="", help="llm: base URL of an OpenAI-compatible server; the key stands in OPENAI_API_KEY")
-    judge.add_argument("--model", default="", help="llm: the model's name there")
-    judge.add_argument("--rubric", default="published.v1", help="llm: published.v1 or extended.v1")
+    judge.add_argument("--model", default="", help="llm: the model's name there; local: a hub id or folder")
+    judge.add_argument("--rubric", default="published.v2", help="llm, local: published.v2 or extended.v1")
     judge.add_argument("--repeats", type=int, default=1, help="llm: times that each answer is judged")
-    judge.add_argument("--generator", action="append", default=[], help="llm: a model that wrote answers; a judge of its family is refused")
-    judge.add_argument("--own-family", action="store_true", help="llm: judge answers of the judge's own family all the same")
+    judge.add_argument("--generator", action="append", default=[], help="llm, local: a model that wrote answers; a judge of its family is refused")
+    judge.add_argument("--own-family", action="store_true", help="llm, local: judge answers of the judge's own family all the same")
     return parser
 
 
-def judge_answers(args: argparse.Namespace) -> None:
-    """Command `judge`: by rule, or by a model whose replies are kept beside the output, so that a second start goes on."""
-    from psychosafe_utils.judges import judge_file, judgement_rows
+def judge_file(args: argparse.Namespace) -> None:
+    """Command `judge`; a model's replies are kept beside the output, so that a second start goes on."""
+    from psychosafe_utils import judges, raters
 
-    def by_model(answers):
-        from psychosafe_utils.llm_judges import Endpoint, judge_with_endpoint, judging_cost
+    journal, rated_by = args.output.with_suffix(".replies.jsonl"), args.rater or ["rule"]
 
-        if not args.endpoint or not args.model:
-            raise ValueError("--rater llm needs --endpoint and --model")
-        endpoint, journal = Endpoint(args.endpoint, args.model, repeats=args.repeats), args.output.with_suffix(".replies.jsonl")
-        rows = judge_with_endpoint(answers, endpoint, journal=journal, rubric=args.rubric, generators=args.generator, own_family=args.own_family)
-        print(judging_cost(journal, endpoint).to_string())
-        return rows
+    def rate(answers):
+        rows = [
+            raters.judge_answers(
+                answers, rater, model=args.model, endpoint=args.endpoint, journal=journal, rubric=args.rubric, repeats=args.repeats,
+                generators=args.generator, own_family=args.own_family,
+            ) for rater in rated_by
+        ]
+        return raters.with_panel(pd.concat(rows, ignore_index=True)) if len(rows) > 1 else rows[0]
 
-    rows = judge_file(args.answers, args.output, judgement_rows if args.rater == "rule" else by_model)
+    rows = judges.judge_file(args.answers, args.output, rate)
+    if "llm" in rated_by:
+        from psychosafe_utils.llm_judges import Endpoint, judging_cost
+
+        print(judging_cost(journal, Endpoint(args.endpoint, args.model)).to_string())
     print(f"{rows.id.nunique()} answers judged, {int(rows.score.isna().sum())} scores missing: {args.output}")
 
 
@@ -63,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         if args.command == "judge":
-            judge_answers(args)
+            judge_file(args)
         elif args.command == "corpus":
             from psychosafe_utils import corpus, quality
 
@@ -75,6 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
             from psychosafe_utils.writing import print_check
 
             return print_check(args.files, args.show)
+        elif args.command == "rate":
+            from psychosafe_utils.rating_page import serve
+
+            serve(args.study, args.port)
         elif args.command == "publish":
             from psychosafe_utils.runs import publish_run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -15,8 +14,9 @@ from filelock import FileLock
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from psychosafe_utils.journals import append_rows, read_rows
 from psychosafe_utils.prompts import render_chat
-from psychosafe_utils.tables import TableError, content_hash, refuse_full_disk
+from psychosafe_utils.tables import TableError, content_hash
 
 
 class Decoding(NamedTuple):
@@ -116,30 +116,9 @@ def _answer(tokenizer, tokens: list[int], model) -> Answer:
     return Answer(text, "length" if stop is None else "stop", len(tokens) if stop is None else stop)
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a journal; a last line that was cut off by a kill is left out, also of the file."""
-    if not path.exists():
-        return []
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
-
-
 def _read_journal(path: Path) -> dict[str, Answer]:
     """Answers of a journal by prompt_id."""
     return {row.pop("prompt_id"): Answer(**row) for row in read_rows(path)}
-
-
-def append_rows(path: Path, rows: list[dict]) -> None:
-    """Add rows to a journal and see them on the disk. Raises TableError when it is full."""
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        refuse_full_disk(error, path)
-        raise
 
 
 @torch.inference_mode()

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pandas as pd
 from openai import OpenAI, OpenAIError
 
-from psychosafe_utils.generate import append_rows, read_rows, report_progress
+from psychosafe_utils.generate import report_progress
+from psychosafe_utils.journals import append_rows, read_rows
 from psychosafe_utils.judges import rate_refusal
 from psychosafe_utils.rubrics import PUBLISHED, fenced, rubric_items, rubric_text
 from psychosafe_utils.tables import SCHEMAS, content_hash
@@ -31,6 +32,7 @@ class Endpoint(NamedTuple):
     base_url: str
     model: str
     together: bool = True  # all items in one call; False: one call an item
+    reverse: bool = False  # items last to first, to see whether their order matters
     repeats: int = 1
     workers: int = 8
     max_tokens: int = 1024
@@ -54,8 +56,8 @@ def model_family(name: str) -> str:
     return re.match(r"[a-z]*", name.split("/")[-1].lower())[0]
 
 
-def check_family(judge: str, generators: list[str], *, allow_own: bool) -> str:
-    """The rater's name, `llm:<judge>`; with ` (own family)` where it grades its own family.
+def family_note(judge: str, generators: list[str], *, allow_own: bool) -> str:
+    """What a rater's name says of its family: ` (own family)` where the judge grades its own, else ''.
 
     Raises:
         ValueError: When it would and was not told to.
@@ -63,7 +65,7 @@ def check_family(judge: str, generators: list[str], *, allow_own: bool) -> str:
     own = sorted(g for g in set(generators) if model_family(g) and model_family(g) == model_family(judge))
     if own and not allow_own:
         raise ValueError(f"judge '{judge}' is of the family of '{own[0]}', whose answers it would grade; take another judge, or allow own_family")
-    return f"llm:{judge}" + (" (own family)" if own else "")
+    return " (own family)" if own else ""
 
 
 def judge_messages(items: dict[str, dict], prompt: str, response: str) -> list[dict]:
@@ -157,6 +159,7 @@ def plan_calls(answers: pd.DataFrame, endpoint: Endpoint, rubric: str) -> list[d
     calls = []
     for row in answers.itertuples():
         items = rubric_items(rubric, harmless=row.cluster == "benign")
+        items = dict(reversed(items.items())) if endpoint.reverse else items
         groups = [items] if endpoint.together else [{name: item} for name, item in items.items()]
         for repeat in range(endpoint.repeats):
             for group in groups:
@@ -182,7 +185,7 @@ def judge_with_endpoint(
     Raises:
         ValueError: When the judge would grade its own family unasked.
     """
-    rater = check_family(endpoint.model, list(generators), allow_own=own_family)
+    rater = f"llm:{endpoint.model}" + family_note(endpoint.model, list(generators), allow_own=own_family)
     calls = plan_calls(answers, endpoint, rubric)
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = {r["key"]: r for r in read_rows(journal) if not any(s[1] == "failed" for s in r["scores"].values())}

@@ -61,7 +61,7 @@ def judge_locally(answers: pd.DataFrame, model, tokenizer, name: str, *, rubric:
             expected = probabilities @ torch.tensor(item["scale"], dtype=torch.float32)
             for generation_id, score, p in zip(group.generation_id, expected.tolist(), probabilities.tolist()):
                 rows.append({
-                    "generation_id": generation_id, "rater": f"local:{name}", "rater_kind": "llm", "criterion": criterion, "rubric_version": rubric,
+                    "generation_id": generation_id, "rater": f"local:{name}", "rater_kind": "local", "criterion": criterion, "rubric_version": rubric,
                     "score": score, "status": "ok", "evidence": "[]", "raw": json.dumps(dict(zip(map(str, item["scale"]), (round(x, 4) for x in p)))),
                 })
     return pd.DataFrame(rows, columns=list(SCHEMAS["judgements"])).astype({"score": float})

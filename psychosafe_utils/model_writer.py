@@ -12,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from psychosafe_utils.config import RISK_CLUSTERS
-from psychosafe_utils.generate import Decoding, append_rows, generate_answers, read_rows, report_progress
+from psychosafe_utils.generate import Decoding, generate_answers, report_progress
 from psychosafe_utils.helplines import fill_slots, slots_in
-from psychosafe_utils.judges import rate_by_rule
+from psychosafe_utils.journals import append_rows, read_rows
+from psychosafe_utils.judges import rate_by_rule, rate_grounding
 from psychosafe_utils.prompts import prompt_versions
 from psychosafe_utils.tables import SCHEMAS, content_hash
 from psychosafe_utils.writing import answer_findings, slot_findings
@@ -82,7 +83,8 @@ def rejection_reasons(prompt, answer: str) -> list[str]:
     if found:
         return [_reason(f) for f in found]
     found = answer_findings(answer, prompt.text, "x", regions=[prompt.region], hard_case=prompt.hard_case)
-    scores = {s.criterion: s.score for s in rate_by_rule(prompt.text, fill_slots(answer, prompt.region), cluster=prompt.cluster, region=prompt.region)}
+    message = {name: getattr(prompt, name) for name in ("cluster", "region", "role", "also")}
+    scores = {s.criterion: s.score for s in rate_by_rule([prompt.text], [fill_slots(answer, prompt.region)], [message])[0]}
     wanted = {k: v for k, v in LEAST.items() if k != "refusal" or prompt.hard_case not in ("disclosure", "ambiguous")}
     judged = [f"judge: {name} below {least}" for name, least in wanted.items() if scores[name] is None or scores[name] < least]
     return list(dict.fromkeys([_reason(f) for f in found] + judged))
@@ -141,8 +143,7 @@ def accepted_pairs(prompts: pd.DataFrame, attempts: pd.DataFrame, writer: str) -
     rows = []
     for row in kept.itertuples():
         answer = fill_slots(row.answer, row.region)
-        grounding = next(s for s in rate_by_rule(row.text, answer) if s.criterion == "psychological_grounding")
-        found = [span.label.split(": ") for span in grounding.spans]
+        found = [span.label.split(": ") for span in rate_grounding(answer).spans]
         rows.append({
             "prompt_id": row.prompt_id, "answer": answer, "answer_slots": row.answer, "strategy": found[0][0],
             "components": "|".join(name for _, name in found), "resources": "|".join(slots_in(row.answer)), "writer": writer,

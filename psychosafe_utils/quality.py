@@ -12,10 +12,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from psychosafe_utils.config import RISK_CLUSTERS
 from psychosafe_utils.corpus import find_foreign_contacts, find_unsafe, near_duplicates
 from psychosafe_utils.judges import rate_parts
-from psychosafe_utils.references import find_contacts
+from psychosafe_utils.references import contact_label, find_contacts
 from psychosafe_utils.words import content_stems, sentences_of
-
-GENERAL = ("emergency", "directory", "suicide_self_harm")
 
 
 def commonest_share(sentences: list[str]) -> float:
@@ -71,16 +69,6 @@ def fits_own_prompt(table: pd.DataFrame, *, n_others: int = 9, seed: int = 0) ->
     return pd.Series(likeness(np.arange(len(table))) > best, index=table.index)
 
 
-def contact_fits(contact, cluster: str, also: str, role: str, region: str) -> bool:
-    """Whether some service with this contact serves the message's cluster, role and region."""
-    clusters = {cluster, *also.split("|"), *GENERAL}
-    roles = {role, "self", "minor_concern"}
-    return contact.status == "registry" and any(
-        service_region in (region, "INT") and service_cluster in clusters and roles & set(service_roles.split("|"))
-        for service_region, service_cluster, service_roles, _ in contact.services
-    )
-
-
 def _missing_part(row) -> bool:
     parts = rate_parts(row.text, row.answer, refusal_wanted=row.hard_case not in ("disclosure", "ambiguous"))
     return None in parts.values()
@@ -98,7 +86,11 @@ def measure_corpus(prompts: pd.DataFrame, pairs: pd.DataFrame, *, seed: int = 0)
     same = near[(near.split_a == near.split_b) & (near.jaccard >= 0.7)]
     across = near[near.split_a != near.split_b]
     situation = prompts.pair_id.where(prompts.pair_id != "", prompts.scenario_id)
-    misfits = sum(not contact_fits(c, row.cluster, row.also, row.role, row.region) for row in risk.itertuples() for c in find_contacts(row.answer))
+    # Where no region is told, only an international service fits.
+    misfits = sum(
+        contact_label(c, cluster=row.cluster, also=row.also, role=row.role, region=row.region or "INT") != "fits"
+        for row in risk.itertuples() for c in find_contacts(row.answer)
+    )
     contacts = sum(len(find_contacts(answer)) for answer in risk.answer)
     openings, closings = zip(*((s[0], s[-1]) for s in map(sentences_of, risk.answer)))
     alike = len(set(same.prompt_a) | set(same.prompt_b)) / len(prompts)

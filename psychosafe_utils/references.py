@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import phonenumbers
 
-from psychosafe_utils.config import REGIONS
+from psychosafe_utils.config import REGIONS, RISK_CLUSTERS
 from psychosafe_utils.helplines import registry
 
 # Between digits: space, dot, hyphens, also the non-breaking ones; a slash where it does not look like 24/7; an area code in brackets.
@@ -49,6 +49,8 @@ class Contact(NamedTuple):
     services: tuple[tuple[str, str, str, str], ...]
 
 
+# Services for distress of any kind.
+GENERAL = ("emergency", "directory", "suicide_self_harm")
 COUNTRIES = tuple(region for region in REGIONS if region not in ("", "EU", "INT"))
 
 
@@ -90,7 +92,7 @@ def _contact_index() -> dict[str, list[tuple]]:
         numbers = [row.phone, *NUMBER.findall(row.text)]
         keys = {key for number in numbers if number for key in number_keys(number, row.region)} | {_site_of(row.url)}
         name = re.sub(r"\s*\(.*?\)", "", row.name)
-        keys |= {name, name.removesuffix(" World Services"), *re.findall(r"^[A-Z]{4,}\b", name)}
+        keys |= {name, name.removesuffix(" World Services"), *re.findall(r"^[A-Z]{4,}\b", name), *re.findall(r"^\S*\d\S*:? (.*)", name)}
         for key in keys - {""}:
             index.setdefault(key, []).append(service)
     return index
@@ -125,7 +127,8 @@ def _is_contact(match: re.Match, text: str) -> bool:
     if len(digits) >= LONG or len(digits) >= KNOWN and known:
         return True
     after = CALLED.match(text[match.end():])
-    said = CUE.search(text[: match.start()]) or after and (known or len(digits) >= KNOWN) or re.fullmatch(r"\d-\d-\d", match[0])
+    alone = known and re.search(r"[,:] $", text[: match.start()]) and re.match(r"[.!]", text[match.end():])  # "..., 988."
+    said = CUE.search(text[: match.start()]) or alone or after and (known or len(digits) >= KNOWN) or re.fullmatch(r"\d-\d-\d", match[0])
     return bool(len(digits) >= 3 and said)
 
 
@@ -165,3 +168,23 @@ def find_contacts(text: str) -> tuple[Contact, ...]:
     named = [m for m in _name_pattern().finditer(text.replace("’", "'")) if m[0] not in GENERIC_NAMES or NAMED.search(text[: m.start()]) or NAMES_A_SERVICE.match(text[m.end():])]
     found += [_look_up({m[0]}, m.start(), text[m.start():m.end()]) for m in named]
     return tuple(sorted(found, key=lambda c: c.start))
+
+
+def service_fit(service: tuple[str, str, str, str], *, cluster: str, also: str = "", role: str = "", region: str = "") -> str:
+    """How a service (region, cluster, roles, name) suits a message: `fits`, or what does not, as in `other region, other cluster`.
+
+    Lines for distress of any kind, directories and emergency numbers suit every cluster. An unknown cluster, role or region ('') suits every service.
+    """
+    place, kind, roles, _ = service
+    notes = [] if not region or place in (region, "INT") else ["other region"]
+    notes += [] if cluster not in RISK_CLUSTERS or kind in {cluster, *also.split("|"), *GENERAL} else ["other cluster"]
+    notes += [] if not role or {role, "self", "minor_concern"} & set(roles.split("|")) else ["other role"]
+    return ", ".join(notes) or "fits"
+
+
+def contact_label(contact: Contact, **message) -> str:
+    """What a contact is to a message: `unknown`, `superseded`, or the best fit of the services that have it (see `service_fit`)."""
+    if contact.status != "registry":
+        return contact.status
+    fits = [service_fit(service, **message) for service in contact.services]
+    return "fits" if "fits" in fits else fits[0]

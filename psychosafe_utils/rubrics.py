@@ -11,7 +11,7 @@ import yaml
 from psychosafe_utils.config import ConfigError, nearest_name
 
 FOLDER = Path(__file__).parent / "rubric"
-PUBLISHED, EXTENDED = "published.v1", "extended.v1"
+PUBLISHED, EXTENDED = "published.v2", "extended.v1"
 
 
 @cache

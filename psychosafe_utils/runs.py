@@ -18,6 +18,7 @@ from traitlets.config import Config
 from psychosafe_utils.config import (
     DATA, NOTEBOOKS, PUBLISHED, ROOT, ConfigError, load_profile, notebook_paths, resolve_parameters,
 )
+from psychosafe_utils.journals import read_rows
 from psychosafe_utils.report import mean_table, write_report
 from psychosafe_utils.tables import content_hash, package_versions, read_table, sha256_of, write_atomically
 
@@ -197,7 +198,7 @@ def publish_answers(run_dir: Path) -> list[Path]:
     sources, journals = [], sorted((run_dir / "journals").glob("*.jsonl"))
     own = set(read_table(run_dir / "tables" / "01_prompts.parquet", "prompts").prompt_id) if journals else set()
     for journal in journals:
-        if {json.loads(line)["prompt_id"] for line in journal.read_text(encoding="utf-8").splitlines()} <= own:
+        if {row["prompt_id"] for row in read_rows(journal)} <= own:
             sources.append(journal)
     tuned = run_dir / "tables" / "03_generations.parquet"
     if tuned.exists():

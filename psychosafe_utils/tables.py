@@ -49,7 +49,7 @@ SCHEMAS = {
     },
     "judgements": {
         "generation_id": _text(_filled), "rater": _text(_filled),
-        "rater_kind": _text(pa.Check.isin(("rule", "llm", "guard", "human"))), "criterion": _text(_filled),
+        "rater_kind": _text(pa.Check.isin(("rule", "llm", "local", "guard", "human", "panel"))), "criterion": _text(_filled),
         "rubric_version": _text(_filled), "score": pa.Column(**_number), "status": _text(pa.Check.isin(STATUSES)),
         "evidence": _text(), "raw": _text(),
     },

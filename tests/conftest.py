@@ -82,3 +82,35 @@ def llama_server():
     running = xllamacpp.Server(params)
     yield f"{running.listening_address}/v1"
     del running
+
+
+@pytest.fixture(scope="session")
+def transformers_server():
+    """Base URL of a real `transformers serve`, and the name that it knows the embedded model by."""
+    import socket
+    import subprocess
+    import sys
+    import time
+    import urllib.error
+    import urllib.request
+    from pathlib import Path
+
+    from psychosafe_utils import models
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            except urllib.error.URLError:
+                assert server.poll() is None, "transformers serve ended before it answered"
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1", str(models.embedded_folder())
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -1,23 +1,25 @@
 """A model as judge: its replies parsed without guessing, and no judgement lost or doubled behind a connection that fails in every way."""
 
 import json
+import os
 import random
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
 
 from psychosafe_utils import models
-from psychosafe_utils.generate import read_rows
+from psychosafe_utils.journals import read_rows
 from psychosafe_utils.llm_judges import (
-    Endpoint, check_family, judge_messages, judge_with_endpoint, judging_cost, model_family, parse_reply, plan_calls, reply_schema,
+    Endpoint, family_note, judge_messages, judge_with_endpoint, judging_cost, model_family, parse_reply, plan_calls, reply_schema,
 )
 from psychosafe_utils.rubrics import rubric_items
 from psychosafe_utils.tables import check_table
 
-ITEMS = rubric_items("published.v1")
+ITEMS = rubric_items("published.v2")
 GOOD = {name: {"evidence": "", "score": item["scale"][-1]} for name, item in ITEMS.items()}
 
 
@@ -35,10 +37,10 @@ def fate(message):
 
 
 class Upstream:
-    """A judge behind HTTP whose faults follow from what is asked."""
+    """A judge behind HTTP whose faults follow from what is asked; where there is a real server, what goes well is its reply."""
 
-    def __init__(self, faults=True):
-        self.asked, self.faults, self.lock = {}, faults, threading.Lock()
+    def __init__(self, faults=True, real=""):
+        self.asked, self.faults, self.real, self.lock = {}, faults, real, threading.Lock()
         upstream = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,7 +72,7 @@ class Upstream:
             "off_scale": json.dumps(GOOD | {"relevance": {"evidence": "", "score": 9}}), "refuses": "I'm sorry, but I can't assist with that.",
             "not_json": '{"refusal": {"evid',
         }.get(kind, json.dumps(GOOD))
-        text = json.dumps({
+        text = self.forward(body) if self.real and kind in ("", "truncated") else json.dumps({
             "id": "x", "object": "chat.completion", "created": 0, "model": "m", "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
         }).encode()
@@ -83,6 +85,11 @@ class Upstream:
         handler.wfile.write(text[: len(text) // 2] if kind == "truncated" else text)
         if kind == "truncated":
             handler.connection.close()
+
+    def forward(self, body):
+        request = urllib.request.Request(f"{self.real}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as reply:
+            return reply.read()
 
 
 @pytest.fixture
@@ -118,7 +125,7 @@ def test_other_replies_are_a_status_and_no_score(reply, status):
 
 def test_the_rubric_comes_before_the_response_and_the_evidence_before_the_score():
     system, user = judge_messages(ITEMS, "Message 7", "Answer 7")
-    assert "nothing of the message comes back" in system["content"] and "Answer 7" not in system["content"]
+    assert "it could answer almost any message" in system["content"] and "Answer 7" not in system["content"]
     assert user["content"].index("Message 7") < user["content"].index("Answer 7")
     schema = reply_schema(ITEMS)["properties"]["relevance"]
     assert list(schema["properties"]) == ["evidence", "score"] and schema["properties"]["score"]["enum"] == [1, 2, 3, 4, 5]
@@ -127,16 +134,16 @@ def test_the_rubric_comes_before_the_response_and_the_evidence_before_the_score(
 def test_a_judge_of_the_same_family_must_be_allowed_and_is_then_named():
     assert model_family("Qwen/Qwen3.5-27B") == "qwen" and model_family("SmolLM2-135M-Instruct") == "smollm"
     with pytest.raises(ValueError, match="'Qwen3-8B' is of the family of 'Qwen/Qwen3.5-27B'"):
-        check_family("Qwen3-8B", ["Qwen/Qwen3.5-27B"], allow_own=False)
-    assert check_family("Qwen3-8B", ["Qwen/Qwen3.5-27B"], allow_own=True) == "llm:Qwen3-8B (own family)"
-    assert check_family("Qwen3-8B", ["SmolLM2-135M-Instruct"], allow_own=False) == "llm:Qwen3-8B"
+        family_note("Qwen3-8B", ["Qwen/Qwen3.5-27B"], allow_own=False)
+    assert family_note("Qwen3-8B", ["Qwen/Qwen3.5-27B"], allow_own=True) == " (own family)"
+    assert family_note("Qwen3-8B", ["SmolLM2-135M-Instruct"], allow_own=False) == ""
 
 
 def test_one_call_for_all_or_one_an_item_repeats_and_harmless_messages():
     endpoint = Endpoint("http://x/v1", "m", together=False, repeats=2)
-    calls = plan_calls(answers(2), endpoint, "published.v1")
+    calls = plan_calls(answers(2), endpoint, "published.v2")
     assert len(calls) == 2 * 2 * 4 and len({c["key"] for c in calls}) == 16
-    assert len(plan_calls(answers(2), endpoint._replace(together=True, repeats=1), "published.v1")) == 2
+    assert len(plan_calls(answers(2), endpoint._replace(together=True, repeats=1), "published.v2")) == 2
     harmless = plan_calls(answers(1, "benign"), Endpoint("http://x/v1", "m"), "extended.v1")[0]["items"]
     assert "over_intervention" in harmless and "referral" not in harmless
 
@@ -184,3 +191,25 @@ def test_a_real_server_enforces_the_schema(llama_server, tmp_path):
     rows = judge_with_endpoint(answers(2), Endpoint(llama_server, models.EMBEDDED, workers=2, max_tokens=600), journal=tmp_path / "j.jsonl")
     assert len(rows) == 8 and set(rows.status) <= {"ok", "parse_error"} and (rows.status == "ok").any()
     assert rows.raw.str.match(r'\s*{\s*"refusal":\s*{\s*"evidence":').all()
+
+
+def test_a_real_judge_behind_a_failing_connection(llama_server, upstream, tmp_path):
+    """PSYCHOSAFE_JUDGEMENTS says how many answers are judged, 16 unless told; 500 take about a quarter of an hour."""
+    n = int(os.environ.get("PSYCHOSAFE_JUDGEMENTS", "16"))
+    server, journal = upstream(real=llama_server), tmp_path / "j.jsonl"
+    endpoint = Endpoint(server.url, models.EMBEDDED, workers=4, max_tokens=200, timeout=60.0, retries=2)
+    rows = judge_with_endpoint(answers(n), endpoint, journal=journal)
+    print(rows.status.value_counts().to_dict())
+    assert len(rows) == n * 4 and not rows.duplicated(["generation_id", "criterion"]).any() and len(read_rows(journal)) == n
+    assert rows.score.notna().equals(rows.status == "ok") and {"ok", "judge_refused"} <= set(rows.status)
+    failed = rows[rows.status == "failed"].generation_id.nunique()
+    before, server.faults = sum(server.asked.values()), False
+    assert (judge_with_endpoint(answers(n), endpoint, journal=journal).status != "failed").all()
+    assert sum(server.asked.values()) - before >= failed  # a reply may have to be asked for again
+
+
+def test_a_server_that_ignores_the_schema_is_asked_again_and_its_replies_are_checked(transformers_server, tmp_path):
+    url, model = transformers_server
+    rows = judge_with_endpoint(answers(1), Endpoint(url, model, workers=1, max_tokens=24), journal=tmp_path / "j.jsonl")
+    assert len(rows) == 4 and (rows.status == "parse_error").all() and (rows.raw != "").all()
+    assert judging_cost(tmp_path / "j.jsonl", Endpoint(url, model)).tokens_out == 2 * 24  # asked twice, cut twice

@@ -23,6 +23,7 @@ import pytest
 
 from psychosafe_utils import config, corpus, finetune, generate, runs, tables
 from psychosafe_utils.config import ROOT
+from psychosafe_utils.journals import read_rows
 
 PATHS = {path.stem: path for path in config.notebook_paths()}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
@@ -348,7 +349,7 @@ def test_the_committed_answers_are_there_for_every_condition_and_safe_to_keep():
         assert set(runs.parameter_defaults(PATHS[stem])["conditions"]) <= set(names)
     for path in config.PUBLISHED.rglob("*.json*"):
         assert not re.search(r"/(?:home|root|Users|tmp|work)/", path.read_text(encoding="utf-8")), path
-    for row in (row for path in journals for row in generate.read_rows(path)):
+    for row in (row for path in journals for row in read_rows(path)):
         assert not row["prompt_id"].startswith("xstest")
         assert not corpus.unsafe_wording(row["response"], ("minors_sexual", "amounts", "methods", "weapon_parts")), row
 

@@ -1,8 +1,7 @@
 import pandas as pd
 import pytest
 
-from psychosafe_utils.quality import commonest_share, contact_fits, distinct_n, fits_own_prompt, measure_corpus, nearest_similarity, one_template_corpus, variety
-from psychosafe_utils.references import find_contacts
+from psychosafe_utils.quality import commonest_share, distinct_n, fits_own_prompt, measure_corpus, nearest_similarity, one_template_corpus, variety
 from psychosafe_utils.words import content_stems, content_words, sentences_of
 
 
@@ -44,19 +43,6 @@ def test_an_answer_fits_its_own_prompt_or_another_or_none():
 def test_prompts_of_the_same_scenario_are_no_rivals():
     table = own_table(["manager rota", "fern", "trumpet", "ferry"]).assign(text=["manager rota", "manager rota", "trumpet", "ferry"], scenario_id=["a", "a", "c", "d"])
     assert fits_own_prompt(table)[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "cluster", "also", "role", "region", "fits"),
-    [
-        ("Call 116 123.", "violence", "", "may_harm", "GB", True), ("Call 116 123.", "violence", "", "may_harm", "US", False), ("See findahelpline.com", "weapons", "", "survivor", "", True),
-        ("Call 1-800-662-4357.", "substance_use", "", "self", "US", True), ("Call 1-800-662-4357.", "violence", "", "self", "US", False), ("Call 1-800-662-4357.", "violence", "substance_use", "self", "US", True),
-        ("Call 1-877-898-3411.", "violence", "", "may_harm", "US", True), ("Call 1-877-898-3411.", "violence", "", "survivor", "US", False), ("Call 1-800-273-8255.", "suicide_self_harm", "", "self", "US", False),
-        ("Call 911.", "violence", "", "self", "US", True), ("Call 911.", "violence", "", "self", "GB", False), ("Call 555-0142.", "violence", "", "self", "US", False),
-    ],
-)
-def test_contacts_fit_cluster_region_and_role(text, cluster, also, role, region, fits):
-    assert contact_fits(find_contacts(text)[0], cluster, also, role, region) == fits
 
 
 def test_one_template_is_the_first_answer_of_each_cluster():

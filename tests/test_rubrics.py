@@ -16,7 +16,7 @@ def answers(**changed):
     return pd.DataFrame([{**dict.fromkeys(CRITERIA, 4.0), **dict.fromkeys(FLAGS, 0.0), **changed}])
 
 
-@pytest.mark.parametrize("version", ["published.v1", "extended.v1"])
+@pytest.mark.parametrize("version", ["published.v2", "extended.v1"])
 def test_every_level_of_every_scale_is_anchored_in_words(version):
     for harmless in (False, True):
         for name, item in rubrics.rubric_items(version, harmless=harmless).items():

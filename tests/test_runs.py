@@ -188,4 +188,4 @@ def test_a_model_judges_from_the_command_line_and_a_second_start_asks_nothing(tm
         assert sum(server.asked.values()) == 2
     assert cli.main([*command, "--generator", "some-model"]) == 2
     assert cli.main(command[:6]) == 2
-    assert "needs --endpoint and --model" in capsys.readouterr().err
+    assert "needs an endpoint and a model" in capsys.readouterr().err

@@ -17,7 +17,7 @@ PROMPTS = pd.DataFrame({
 })
 JUDGEMENTS = pd.DataFrame({
     "generation_id": ["g1", "g1"], "rater": "rule", "rater_kind": "rule", "criterion": ["refusal", "relevance"],
-    "rubric_version": "published.v1", "score": [1.0, None], "status": ["ok", "failed"], "evidence": "", "raw": "",
+    "rubric_version": "published.v2", "score": [1.0, None], "status": ["ok", "failed"], "evidence": "", "raw": "",
 })
 
 

