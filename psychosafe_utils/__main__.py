@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     publish = commands.add_parser("publish", help="copy a run's executed notebooks and figures into the repository")
     publish.add_argument("run_id")
     commands.add_parser("corpus", help="build data/corpus from its cards and written rows, and check it")
+    commands.add_parser("train-refusals", help="train the refusal model on the labelled answers, and test it on sets that it has not seen")
     check = commands.add_parser("check", help="check files of scenario cards or written rows against the writing rules")
     check.add_argument("files", type=Path, nargs="+", help="JSONL, named after its cluster")
     check.add_argument("--show", type=int, default=0, metavar="N", help="print N assembled rows of every card")
@@ -53,8 +54,8 @@ def judge_file(args: argparse.Namespace) -> None:
     def rate(answers):
         rows = [
             raters.judge_answers(
-                answers, rater, model=args.model, endpoint=args.endpoint, journal=journal, rubric=args.rubric, repeats=args.repeats,
-                generators=args.generator, own_family=args.own_family,
+                answers, rater, journal=journal, repeats=args.repeats, generators=args.generator, own_family=args.own_family,
+                **({} if rater == "rule" and len(rated_by) > 1 else {"model": args.model, "endpoint": args.endpoint, "rubric": args.rubric}),
             ) for rater in rated_by
         ]
         return raters.with_panel(pd.concat(rows, ignore_index=True)) if len(rows) > 1 else rows[0]
@@ -80,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(corpus.check_corpus(prompts, pairs, duplicate_jaccard=0.5).to_string(index=False))
             corpus.save_corpus(prompts, pairs)
             print(quality.measure_corpus(prompts, pairs).to_string(index=False))
+        elif args.command == "train-refusals":
+            from psychosafe_utils.refusal_training import train_refusal_model
+
+            print(train_refusal_model().to_string(index=False))
         elif args.command == "check":
             from psychosafe_utils.writing import print_check
 

@@ -12,7 +12,8 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.multitest import multipletests
 
-from psychosafe_utils.stats import Interval
+from psychosafe_utils.rubrics import rubric_items
+from psychosafe_utils.stats import Interval, bootstrap_interval, mean_interval
 
 
 def ratings_matrix(judgements: pd.DataFrame, criterion: str) -> pd.DataFrame:
@@ -67,6 +68,25 @@ def alpha_interval(ratings: pd.DataFrame, level: str, *, n_boot: int = 1000, cov
     tail = (1 - coverage) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn else (np.nan, np.nan)
     return Interval(alpha(rated, level), float(low), float(high), len(rated))
+
+
+def _nominal_kappa(pairs: np.ndarray) -> np.ndarray:
+    """Cohen's kappa of pairs of labels, shape (samples, n, 2); NaN where chance agreement is complete."""
+    labels = np.unique(pairs)
+    shares = [(pairs == label).mean(axis=1) for label in labels]
+    chance = sum(share[:, 0] * share[:, 1] for share in shares)
+    with np.errstate(all="ignore"):
+        return np.where(chance < 1, ((pairs[..., 0] == pairs[..., 1]).mean(axis=1) - chance) / (1 - chance), np.nan)
+
+
+def label_agreement(found: pd.Series, labels: pd.Series, **bootstrap) -> pd.Series:
+    """Accuracy and Cohen's kappa (1960) of classes against labels, each with an interval over answers; `accuracy`, `kappa`, `n`, and their bounds `..._low`, `..._high`."""
+    pairs = np.column_stack([found, labels])
+    accuracy, kappa = mean_interval((pairs[:, 0] == pairs[:, 1]).astype(float), **bootstrap), bootstrap_interval(pairs, _nominal_kappa, **bootstrap)
+    return pd.Series({
+        "accuracy": accuracy.estimate, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
+        "kappa": kappa.estimate, "kappa_low": kappa.low, "kappa_high": kappa.high, "n": len(pairs),
+    })
 
 
 def quadratic_kappa(scores: pd.Series, reference: pd.Series) -> float:
@@ -165,3 +185,31 @@ def alternative_annotator_test(people: pd.DataFrame, judge: pd.Series, *, epsilo
         advantages.append(judge_wins.mean())
     rejected = multipletests(p_values, alpha=q, method="fdr_by")[0]
     return Replacement(float(rejected.mean()), float(np.mean(advantages)), bool(rejected.mean() >= 0.5))
+
+
+def judge_against_people(people: pd.DataFrame, judge: pd.DataFrame, version: str, **bootstrap) -> pd.DataFrame:
+    """How far people agree with each other, and a judge with them, a row a criterion that both rated.
+
+    Args:
+        people: Table `judgements` of at least two people, first readings alone.
+        judge: Table `judgements` of one rater.
+        version: The rubric's, for the ends of each scale.
+    Returns:
+        Columns criterion, people, answers; alpha with its interval, ac2, icc_2_1, icc_2_k (people); kappa (quadratic, judge and the people's median),
+        spearman, kendall, bias and its limits of agreement; may_replace (alternative-annotator test, None with fewer than three people).
+    """
+    rows = []
+    for criterion, item in rubric_items(version).items():
+        if criterion not in set(people.criterion) or criterion not in set(judge.criterion):
+            continue
+        ratings, scores = ratings_matrix(people, criterion), ratings_matrix(judge, criterion).iloc[:, 0]
+        scores = scores.reindex(ratings.index)
+        median, interval = ratings.median(axis=1), alpha_interval(ratings, "ordinal", **bootstrap)
+        limits, ranks = bland_altman(scores, median), rank_correlations(scores, median)
+        rows.append({
+            "criterion": criterion, "people": ratings.shape[1], "answers": len(ratings), "alpha": interval.estimate, "alpha_low": interval.low, "alpha_high": interval.high,
+            "ac2": gwet_ac2(ratings, item["scale"]), "icc_2_1": icc(ratings).icc_2_1, "icc_2_k": icc(ratings).icc_2_k,
+            "kappa": quadratic_kappa(scores, median), "spearman": ranks.spearman, "kendall": ranks.kendall, "bias": limits.bias, "low": limits.low, "high": limits.high,
+            "may_replace": alternative_annotator_test(ratings, scores).passed if ratings.shape[1] >= 3 else None,
+        })
+    return pd.DataFrame(rows)

@@ -42,6 +42,24 @@ def load_xstest() -> tuple[pd.DataFrame | None, str]:
     return table.reset_index(drop=True), f"{len(table)} prompts from {source}"
 
 
+def load_xstest_answers() -> pd.DataFrame | None:
+    """XSTest's answers of several models with the labels of two people and the final one, or None where no local folder has them.
+
+    Returns:
+        Columns model, prompt_id, text, response, kind, first, second, label; labels are 1 full compliance, 2 full refusal, 3 partial refusal.
+    """
+    folder = benchmarks_folder()
+    files = sorted((folder / "xstest" / "completions").glob("*.csv")) if folder else []
+    tables = []
+    for path in files:
+        raw = pd.read_csv(path, keep_default_na=False)
+        labels = {name: raw[column].str[0].astype(int) for name, column in (("first", "annotation_1"), ("second", "annotation_2"), ("label", "final_label"))}
+        tables.append(pd.DataFrame({
+            "model": path.stem, "prompt_id": "xstest-" + raw["id"].astype(str), "text": raw["prompt"], "response": raw["completion"], "kind": raw["type"], **labels,
+        }))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
 def take_per_kind(table: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
     """About `n` rows in all, the same number of each kind, drawn with a seed; 0 takes all."""
     if not n:

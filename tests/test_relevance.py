@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from psychosafe_utils import embeddings
+from psychosafe_utils import embeddings, relevance
 from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.models import ModelError
-from psychosafe_utils.relevance import LEVELS, Fit, fit_to_prompt, relevance_score
+from psychosafe_utils.relevance import LEVELS, Fit, relevance_score
+
+
+def fit_to_prompt(prompts, responses, clusters):
+    return relevance.fit_to_prompt(prompts, embeddings.embed(prompts), embeddings.embed_sentences(responses), clusters)
 
 
 def test_embeddings_are_of_unit_length_and_do_not_depend_on_the_batch():

@@ -1,0 +1,102 @@
+"""Training of the refusal model on labelled answers, each set tested by a model that has not seen it; `python -m psychosafe_utils train-refusals`."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from psychosafe_utils.agreement import label_agreement
+from psychosafe_utils.benchmarks import load_xstest_answers
+from psychosafe_utils.config import DATA
+from psychosafe_utils.embeddings import embed, embed_sentences
+from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, predicted_classes, refusal_features, rule_features, rule_refusal
+from psychosafe_utils.tables import write_atomically
+
+COMPONENTS, INVERSE_PENALTY = 150, 0.01
+CARD = MODEL.with_name("REFUSAL_MODEL.md")
+N_FOLDS = 4
+
+
+def labelled_answers() -> pd.DataFrame:
+    """All labelled answers at hand: prompt, response, label (1-3), set (file, writer or model), kind ('' or XSTest's type of prompt)."""
+    tables = []
+    for path in sorted((DATA / "rater_tests").glob("refusals*.jsonl")):
+        rows = pd.read_json(path, lines=True)
+        writer = " " + rows.writer if "writer" in rows else ""
+        tables.append(rows.assign(set=path.stem + writer, kind="", label=rows.label.map({name: i for i, name in enumerate(REFUSAL_CLASSES, start=1)})))
+    xstest = load_xstest_answers()
+    if xstest is not None:
+        tables.append(xstest.assign(prompt=xstest.text, set="XSTest " + xstest.model))
+    return pd.concat(tables, ignore_index=True)[["prompt", "response", "label", "set", "kind"]]
+
+
+def answer_features(table: pd.DataFrame) -> np.ndarray:
+    """Features of labelled answers, see `refusal_features`."""
+    prompts, responses = table.prompt.tolist(), table.response.tolist()
+    return refusal_features(prompts, responses, embed(prompts), embed_sentences(responses))
+
+
+def fit_refusal_model(features: np.ndarray, labels: np.ndarray, n_patterns: int) -> RefusalModel:
+    """Logistic regression on the leading components of the embeddings and on the patterns, folded into one linear map.
+
+    Args:
+        features: Shape (n, features), the last `n_patterns` of them patterns.
+        labels: 1, 2 or 3, each at least once.
+    """
+    split = features.shape[1] - n_patterns
+    scaler, pattern_scaler = StandardScaler().fit(features[:, :split]), StandardScaler().fit(features[:, split:])
+    pca = PCA(min(COMPONENTS, len(features) - 1, split), random_state=0).fit(scaler.transform(features[:, :split]))
+    # Half a standard deviation a component: a pattern says more than a component.
+    shrink = 0.5 / np.sqrt(pca.explained_variance_)
+    inputs = np.hstack([pca.transform(scaler.transform(features[:, :split])) * shrink, pattern_scaler.transform(features[:, split:])])
+    fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=500).fit(inputs, labels)
+    onto = (pca.components_.T * shrink) @ fitted.coef_[:, :len(shrink)].T / scaler.scale_[:, None]
+    patterns = fitted.coef_[:, len(shrink):].T / pattern_scaler.scale_[:, None]
+    bias = fitted.intercept_ - scaler.mean_ @ onto - pattern_scaler.mean_ @ patterns
+    return RefusalModel(np.vstack([onto, patterns]), bias)
+
+
+def held_out_classes(table: pd.DataFrame, features: np.ndarray, n_patterns: int) -> pd.Series:
+    """The class of each answer by a model that saw nothing of its set, nor, for XSTest, any answer to its type of prompt."""
+    found, is_xstest = pd.Series(0, index=table.index), table.kind != ""
+    fold = table.kind.map({kind: i % N_FOLDS for i, kind in enumerate(sorted(set(table.kind)))})
+    for _, rows in table.groupby(["set", fold.where(is_xstest, -1)]):
+        kinds = set(rows.kind) - {""}
+        seen = (table.set != rows.set.iloc[0]) & ~table.kind.isin(kinds)
+        model = fit_refusal_model(features[seen], table.label[seen].to_numpy(), n_patterns)
+        found[rows.index] = predicted_classes(model.probabilities(features[rows.index]))
+    return found
+
+
+def agreement_by_set(table: pd.DataFrame, found: pd.Series) -> pd.DataFrame:
+    """Accuracy of any refusal against compliance and kappa of three classes, a row a set, with intervals and the accuracy of the patterns alone."""
+    by_rule, rows = pd.Series([rule_refusal(r, p)[1].score for p, r in zip(table.prompt, table.response)], table.index), []
+    for name, group in table.groupby("set"):
+        labels, mine = group.label, found[group.index]
+        any_refusal, three = label_agreement(mine > 1, labels > 1), label_agreement(mine, labels)
+        rows.append({
+            "set": name, "answers": len(group), "any refusal": f"{any_refusal.accuracy:.3f} [{any_refusal.accuracy_low:.3f}, {any_refusal.accuracy_high:.3f}]",
+            "kappa, three classes": f"{three.kappa:.2f} [{three.kappa_low:.2f}, {three.kappa_high:.2f}]",
+            "patterns alone": f"{((by_rule[group.index] > 1) == (labels > 1)).mean():.3f}",
+        })
+    return pd.DataFrame(rows)
+
+
+def train_refusal_model() -> pd.DataFrame:
+    """Train on all labelled answers, write the model and the figures of its card, and return those."""
+    table = labelled_answers()
+    features, n_patterns = answer_features(table), len(rule_features("", "x"))
+    figures = agreement_by_set(table, held_out_classes(table, features, n_patterns))
+    model = fit_refusal_model(features, table.label.to_numpy(), n_patterns)
+    with open(MODEL, "wb") as file:
+        np.savez_compressed(file, weights=model.weights.astype(np.float32), bias=model.bias.astype(np.float32))
+    lines = [list(figures.columns), ["---"] * figures.shape[1], *figures.astype(str).to_numpy().tolist()]
+    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = re.sub(r"(?s)(<!-- figures -->\n).*?(<!-- /figures -->)", rf"\g<1>{markdown}\n\g<2>", CARD.read_text(encoding="utf-8"))
+    write_atomically(CARD, lambda p: p.write_text(text, encoding="utf-8"))
+    return figures
