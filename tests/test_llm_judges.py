@@ -194,8 +194,8 @@ def test_a_real_server_enforces_the_schema(llama_server, tmp_path):
 
 
 def test_a_real_judge_behind_a_failing_connection(llama_server, upstream, tmp_path):
-    """PSYCHOSAFE_JUDGEMENTS says how many answers are judged, 16 unless told; 500 take about a quarter of an hour."""
-    n = int(os.environ.get("PSYCHOSAFE_JUDGEMENTS", "16"))
+    """PSYCHOSAFE_JUDGEMENTS says how many answers are judged, 12 unless told."""
+    n = int(os.environ.get("PSYCHOSAFE_JUDGEMENTS", "12"))
     server, journal = upstream(real=llama_server), tmp_path / "j.jsonl"
     endpoint = Endpoint(server.url, models.EMBEDDED, workers=4, max_tokens=200, timeout=60.0, retries=2)
     rows = judge_with_endpoint(answers(n), endpoint, journal=journal)
