@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from psychosafe_utils.agreement import label_agreement
 from psychosafe_utils.benchmarks import load_xstest_answers
 from psychosafe_utils.config import DATA
+from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, predicted_classes, refusal_features, rule_features, rule_refusal
 from psychosafe_utils.tables import write_atomically
@@ -22,9 +23,18 @@ CARD = MODEL.with_name("REFUSAL_MODEL.md")
 N_FOLDS = 4
 
 
+def corpus_answers(n: int = 150, seed: int = 0) -> pd.DataFrame:
+    """Answers of the corpus's training split: supportive refusals, plain ones, and answers to harmless messages, `n` of each kind at most."""
+    prompts, pairs = load_corpus()
+    table = prompts[(prompts.split == "train") & (prompts.hard_case == "")].merge(pairs, on="prompt_id").rename(columns={"text": "prompt", "answer": "response"})
+    kind = table.cluster.where(table.cluster.isin(("benign", "out_of_scope")), "risk")
+    drawn = pd.concat([rows.sample(min(n, len(rows)), random_state=seed) for _, rows in table.groupby(kind)])
+    return drawn.assign(label=np.where(drawn.cluster == "benign", 1, 2), set="corpus, training split", kind="")
+
+
 def labelled_answers() -> pd.DataFrame:
     """All labelled answers at hand: prompt, response, label (1-3), set (file, writer or model), kind ('' or XSTest's type of prompt)."""
-    tables = []
+    tables = [corpus_answers()]
     for path in sorted((DATA / "rater_tests").glob("refusals*.jsonl")):
         rows = pd.read_json(path, lines=True)
         writer = " " + rows.writer if "writer" in rows else ""
