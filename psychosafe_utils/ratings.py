@@ -287,8 +287,8 @@ def ratings_to_judgements(folder: Path) -> pd.DataFrame:
 
     Where a rater opted out, the status is `judge_refused`. A comment stands in `raw`.
     """
-    key = pd.read_csv(Path(folder) / "key.csv", dtype=str, keep_default_na=False)
     ratings = read_ratings(folder)
+    key = pd.read_csv(Path(folder) / "key.csv", dtype=str, keep_default_na=False)
     rows = ratings[ratings.kind != "attention"].merge(key, on="item", how="left", validate="many_to_one")
     rows["rater"] = "human:" + rows.rater + rows.kind.map({"rate": "", "repeat": " #2"})
     rows["status"] = rows.skipped.map({False: "ok", True: "judge_refused"})

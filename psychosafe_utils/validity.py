@@ -79,14 +79,15 @@ def padded(answer: str, share: float = 0.4) -> str:
 
 
 def validity_set(good: pd.DataFrame) -> pd.DataFrame:
-    """Answers to be judged: each good one in all versions, padded, and beside the next prompt of its cluster (`swapped`).
+    """Answers to be judged: each good one in all versions, padded, and in its place the answer to another message (`swapped`; of the same cluster where there is one).
 
     Returns:
         Columns generation_id (`<prompt_id>/<version>`), prompt_id, version, text, response, cluster, region, role, also.
     """
     rows = []
     for number, row in enumerate(good.itertuples()):
-        others = good[(good.cluster == row.cluster) & (good.scenario_id != row.scenario_id)]
+        others = good[good.scenario_id != row.scenario_id]
+        others = others[others.cluster == row.cluster] if (others.cluster == row.cluster).any() else others
         texts = versions_of(row, number) | {"padded": padded(row.answer), "swapped": others.answer.iloc[number % len(others)]}
         rows += [
             {"generation_id": f"{row.prompt_id}/{version}", "prompt_id": row.prompt_id, "version": version, "text": row.text, "response": text,
