@@ -79,7 +79,7 @@ def padded(answer: str, share: float = 0.4) -> str:
 
 
 def validity_set(good: pd.DataFrame) -> pd.DataFrame:
-    """Answers to be judged: each good one in all versions, padded, and in its place the answer to another message (`swapped`; of the same cluster where there is one).
+    """Answers to be judged: each good one in all versions, padded, and replaced by the answer to another message (`swapped`; of its cluster where there is one).
 
     Returns:
         Columns generation_id (`<prompt_id>/<version>`), prompt_id, version, text, response, cluster, region, role, also.

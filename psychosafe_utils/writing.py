@@ -13,8 +13,8 @@ from psychosafe_utils.config import HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTER
 from psychosafe_utils.corpus import unsafe_wording
 from psychosafe_utils.helplines import SLOT, fill_slot, fill_slots, slots_in
 from psychosafe_utils.judges import rate_grounding, rate_parts, strategy_of_component
-from psychosafe_utils.refusals import declining_spans, rule_refusal
 from psychosafe_utils.references import find_contacts
+from psychosafe_utils.refusals import declining_spans, rule_refusal
 
 ANSWER_WORDS = (60, 160)
 SHORT_ANSWER_WORDS = (12, 90)
