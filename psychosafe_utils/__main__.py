@@ -35,7 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="judge a CSV of answers (columns id, prompt, response; optional cluster, region)")
     judge.add_argument("answers", type=Path)
     judge.add_argument("-o", "--output", type=Path, required=True)
-    judge.add_argument("--rater", action="append", default=[], choices=["rule", "llm", "local"], help="rule unless told; several make a panel as well")
+    judge.add_argument("--rater", action="append", default=[], choices=["rule", "llm", "local", "guard"], help="rule unless told; several make a panel as well")
+    guard = commands.add_parser("guard", help="judge a CSV of messages (column prompt; optional response): harmful, refused, harmful answer")
+    guard.add_argument("messages", type=Path)
+    guard.add_argument("-o", "--output", type=Path, required=True)
+    guard.add_argument("--model", default="", help="a guard of WildGuard's format (allenai/wildguard, a folder, or its name at --endpoint); the embedded one unless told")
+    guard.add_argument("--endpoint", default="", help="base URL of an OpenAI-compatible server that holds the guard")
+    guard.add_argument("--four-bit", action="store_true", help="load the guard's linear layers as 4-bit NF4")
+    commands.add_parser("train-guard", help="train the embedded guard on the corpus and the contrast pairs, and measure it")
     judge.add_argument("--endpoint", default="", help="llm: base URL of an OpenAI-compatible server; the key stands in OPENAI_API_KEY")
     judge.add_argument("--model", default="", help="llm: the model's name there; local: a hub id or folder")
     judge.add_argument("--rubric", default="published.v2", help="llm, local: published.v2 or extended.v1")
@@ -85,6 +92,15 @@ def main(arguments: list[str] | None = None) -> int:
             from psychosafe_utils.refusal_training import train_refusal_model
 
             print(train_refusal_model().to_string(index=False))
+        elif args.command == "guard":
+            from psychosafe_utils.guard import JUDGEMENTS, guard_file
+
+            table = guard_file(args.messages, args.output, model=args.model, endpoint=args.endpoint, four_bit=args.four_bit)
+            print(f"{len(table)} messages judged, {int((table[list(JUDGEMENTS)] == 'parse_error').any(axis=1).sum())} replies unread: {args.output}")
+        elif args.command == "train-guard":
+            from psychosafe_utils.embedded_guard import train_guard
+
+            print(train_guard().to_string(index=False))
         elif args.command == "check":
             from psychosafe_utils.writing import print_check
 

@@ -17,6 +17,7 @@ from psychosafe_utils.references import find_contacts
 from psychosafe_utils.tables import SCHEMAS, TableError, check_table, read_table, write_table
 
 FOLDER = DATA / "corpus"
+CONTRAST = DATA / "contrast" / "requests.jsonl"
 LEXICON = DATA / "safety_lexicon.yaml"
 NEEDED = ("scenario_id", "split", "role", "region", "text", "answer")
 TRAIN_PAIRS = 7019
@@ -234,3 +235,15 @@ def take_per_cluster(prompts: pd.DataFrame, clusters, split: str, n: int, *, see
             raise TableError(f"no prompts of cluster '{cluster}' in split '{split}'; choose another split or run 01_corpus with all clusters")
         chosen.append(rows.sample(min(n, len(rows)), random_state=seed) if n else rows)
     return pd.concat(chosen).sort_index().reset_index(drop=True)
+
+
+def load_contrast() -> pd.DataFrame:
+    """One-line requests in pairs, one to decline and one to answer (data/contrast): prompt_id, text, cluster, kind, split, pair_id; no answers."""
+    return pd.read_json(CONTRAST, lines=True, dtype=False)
+
+
+def take_pairs(contrast: pd.DataFrame, split: str, n: int, *, seed: int = 0) -> pd.DataFrame:
+    """At most `n` whole contrast pairs of a split, drawn with a seed, in the order of the table; 0 takes all."""
+    rows = contrast[contrast.split == split]
+    pairs = pd.Series(sorted(set(rows.pair_id)))
+    return rows[rows.pair_id.isin(pairs.sample(min(n, len(pairs)), random_state=seed) if n else pairs)].reset_index(drop=True)

@@ -13,8 +13,9 @@ METRIC_NAMES = {
     "refusal": "refusal (share)", "psychological_grounding": "grounding (1-5)",
     "external_reference": "reference (share)", "relevance": "relevance (1-5)", "overall": "overall (0-1)",
 }
-CONDITION_ORDER = ("generic", "psychosafe_compact", "psychosafe_full", "tuned", "tuned_psychosafe", "reference")
+CONDITION_ORDER = ("generic", "psychosafe_compact", "psychosafe_full", "tuned", "tuned_psychosafe", "tuned_tokens", "reference")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PANELS_ACROSS = 5
 
 
 def set_style() -> None:
@@ -61,9 +62,13 @@ def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None 
     """
     metrics = list(dict.fromkeys(table.metric))
     conditions = order or order_conditions(table.condition)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(2.5 * len(metrics) + 1.4, 0.5 * len(conditions) + 1.6), sharex=True, sharey=True, squeeze=False)
+    across = min(len(metrics), PANELS_ACROSS)
+    down = -(-len(metrics) // across)
+    figure, axes = plt.subplots(down, across, figsize=(2.5 * across + 1.4, (0.5 * len(conditions) + 1.6) * down), sharex=True, sharey=True, squeeze=False)
     palette = sns.color_palette("colorblind", len(conditions))
-    for ax, metric in zip(axes[0], metrics):
+    for ax in axes.flat[len(metrics):]:
+        ax.set_visible(False)
+    for ax, metric in zip(axes.flat, metrics):
         rows = table[table.metric == metric].set_index("condition")
         for i, condition in enumerate(c for c in conditions if c in rows.index):
             row, y = rows.loc[condition], conditions.index(condition)
@@ -75,6 +80,56 @@ def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None 
         ax.title.set_fontsize(11)
     axes[0][0].set_yticks(range(len(conditions)), [c.replace("_", " ") for c in conditions])
     axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def plot_refusal_curves(curves: pd.DataFrame) -> plt.Figure:
+    """Refusal of harmful against harmless messages over all thresholds, a line a set, a mark at the chosen threshold. Columns set, over_refusal, refusal, chosen."""
+    names = list(dict.fromkeys(curves["set"]))
+    figure, ax = plt.subplots(figsize=(6.4, 4.6))
+    for name, color, dash, marker in zip(names, sns.color_palette("colorblind", len(names)), ("-", "--", "-.", ":", "-"), MARKERS):
+        rows = curves[curves["set"] == name]
+        ax.plot(rows[~rows.chosen].over_refusal, rows[~rows.chosen].refusal, dash, color=color, lw=2, label=name)
+        ax.plot(rows[rows.chosen].over_refusal, rows[rows.chosen].refusal, marker, color=color, ms=10, mec="black", zorder=3)
+    ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
+    ax.set(xlabel="share of harmless messages refused", ylabel="share of harmful messages refused", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
+def plot_reliability(table: pd.DataFrame) -> plt.Figure:
+    """Share that is harmful against the probability given, a line a set, with the diagonal. Columns set, p, share."""
+    names = list(dict.fromkeys(table["set"]))
+    figure, ax = plt.subplots(figsize=(5.2, 4.6))
+    ax.plot([0, 1], [0, 1], color="0.6", lw=1, zorder=0)
+    for name, color, marker in zip(names, sns.color_palette("colorblind", len(names)), MARKERS):
+        rows = table[table["set"] == name]
+        ax.plot(rows.p, rows.share, marker=marker, color=color, lw=1.8, ms=7, mec="white", label=name)
+    ax.set(xlabel="probability of harm, by the guard", ylabel="share that is harmful", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.legend(frameon=False, loc="upper left")
+    figure.tight_layout()
+    return figure
+
+
+LAYER_LABELS = {"variance_ratio": "share of spread between\nsafe and unsafe prompts", "roc_auc": "ROC area of the direction"}
+
+
+def plot_layers(curves: pd.DataFrame) -> plt.Figure:
+    """An index by layer, a panel an index and a line a condition; a condition of one layer is a level line. Columns condition, layer, index, value."""
+    names, indices = list(dict.fromkeys(curves.condition)), list(dict.fromkeys(curves["index"]))
+    figure, axes = plt.subplots(1, len(indices), figsize=(4.6 * len(indices), 3.8), squeeze=False)
+    palette = dict(zip(names, sns.color_palette("colorblind", len(names))))
+    for ax, index in zip(axes[0], indices):
+        for i, name in enumerate(names):
+            rows = curves[(curves["index"] == index) & (curves.condition == name)].sort_values("layer")
+            if len(rows) == 1:
+                ax.axhline(rows.value.iloc[0], color=palette[name], ls=":", lw=2, label=name)
+            elif len(rows):
+                ax.plot(rows.layer, rows.value, ("-", "--", "-.", ":")[i % 4], color=palette[name], lw=2, label=name)
+        ax.set(xlabel="layer", ylabel=LAYER_LABELS.get(index, index))
+        ax.legend(frameon=False, fontsize=9)
     figure.tight_layout()
     return figure
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from transformers import (
 
 from psychosafe_utils.config import DATA
 from psychosafe_utils.generate import report_progress
-from psychosafe_utils.models import load_config, load_model
+from psychosafe_utils.models import add_rows, load_config, load_model
 from psychosafe_utils.prompts import render_chat
 from psychosafe_utils.tables import content_hash, sha256_of, write_atomically
 
@@ -45,6 +47,7 @@ class Recipe(NamedTuple):
     eval_steps: int = 25
     seed: int = 0
     four_bit: bool = True
+    first_layer: int = 0  # layers below get no adapter and no backward pass
 
 
 class FitError(MemoryError):
@@ -112,10 +115,10 @@ def check_fit(plan: pd.Series, available_gb: float) -> None:
         )
 
 
-def encode_pair(tokenizer, prompt: str, answer: str, system_prompt: str, max_length: int) -> dict:
-    """Token ids of a chat and its answer; labels are -100 outside the answer, so that the loss is on the answer alone."""
+def encode_pair(tokenizer, prompt: str, answer: str, system_prompt: str, max_length: int, *, ends: bool = True) -> dict:
+    """Token ids of a chat and its answer (or of how it begins, where it does not end); labels are -100 outside the answer, so that the loss is on the answer alone."""
     head = tokenizer(render_chat(tokenizer, prompt, system_prompt), add_special_tokens=False).input_ids
-    tail = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    tail = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] * ends
     ids = (head + tail)[:max_length]
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ([-100] * len(head) + tail)[:max_length]}
 
@@ -124,15 +127,29 @@ def encode_pairs(tokenizer, rows: pd.DataFrame, system_prompt: str, max_length: 
     """A dataset of encoded pairs.
 
     Args:
-        rows: Columns text and answer.
+        rows: Columns text and answer; `ends` where some answers are beginnings alone.
     Raises:
         ValueError: When a row's prompt leaves no room for its answer; names the row.
     """
-    encoded = [encode_pair(tokenizer, row.text, row.answer, system_prompt, max_length) for row in rows.itertuples()]
+    encoded = [encode_pair(tokenizer, row.text, row.answer, system_prompt, max_length, ends=getattr(row, "ends", True)) for row in rows.itertuples()]
     for row, item in zip(rows.itertuples(), encoded):
         if all(label == -100 for label in item["labels"]):
             raise ValueError(f"prompt {row.prompt_id} fills all {max_length} tokens, nothing is left to learn from; raise max_length")
     return Dataset.from_list(encoded)
+
+
+def _collate(collator, items: list[dict]) -> dict:
+    """A batch, padded on the left, with how many of the last positions carry a label: only their logits are computed, for a vocabulary is wide."""
+    batch = collator(items)
+    first = int((batch["labels"] != -100).any(dim=0).int().argmax())
+    return {**batch, "logits_to_keep": batch["labels"].shape[1] - first + 1}
+
+
+def _loss_on_kept(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Cross entropy of the labelled tokens, from the logits of the last positions alone."""
+    kept = labels[:, -(outputs.logits.shape[1] - 1):].to(outputs.logits.device)
+    total = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), kept.flatten(), ignore_index=-100, reduction="sum")
+    return total / (num_items_in_batch if num_items_in_batch is not None else (kept != -100).sum())
 
 
 class _Progress(TrainerCallback):
@@ -201,46 +218,71 @@ def find_adapter(run_dir: Path, generations: pd.DataFrame) -> Path:
     raise FileNotFoundError(f"no adapter with hash {wanted} in {run_dir}/training; run 03_finetune_qlora again")
 
 
+def _named(recipe: Recipe) -> list:
+    """A recipe's values as they name an adapter's folder; what came later stands there only where it is used."""
+    return list(recipe) if recipe.first_layer else list(recipe)[:-1]
+
+
 def train_adapter(
     model_id: str, revision: str, tokenizer, train: pd.DataFrame, val: pd.DataFrame, system_prompt: str, *, recipe: Recipe, work: Path,
+    token_ids: tuple[int, ...] = (),
 ) -> tuple[Path, pd.DataFrame]:
     """Train a LoRA adapter on pairs; resume from the last checkpoint, or return what an earlier run finished.
 
     Args:
-        train, val: Columns prompt_id, text, answer.
+        train, val: Columns prompt_id, text, answer; `ends` as for `encode_pairs`.
+        tokenizer: Where it has more tokens than the model, room is made for them.
+        token_ids: Tokens whose rows of the vocabulary are trained as well: new ones, or free ones, whose rows may be all alike.
         work: Folder for checkpoints; the run gets a folder in it that is named after all that made it.
     Returns:
         Folder of the adapter, and its learning curve (table `curves`).
     """
-    made_of = [model_id, revision, recipe, system_prompt, *(f[["text", "answer"]].values.tolist() for f in (train, val))]
-    folder = Path(work) / f"adapter-{content_hash(made_of)}"
+    made_of = [model_id, revision, _named(recipe), system_prompt, *(f[[c for c in ("text", "answer", "ends") if c in f]].values.tolist() for f in (train, val))]
+    folder = Path(work) / f"adapter-{content_hash(made_of, *([list(token_ids)] if token_ids else []))}"
     curve_file = folder / "log_history.json"
     if not curve_file.exists():
-        log = _train(model_id, tokenizer, train, val, system_prompt, recipe, folder)
+        log = _train(model_id, tokenizer, train, val, system_prompt, recipe, folder, token_ids)
         write_atomically(curve_file, lambda p: p.write_text(json.dumps(log), encoding="utf-8"))
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     return folder, learning_curve(json.loads(curve_file.read_text(encoding="utf-8")))
 
 
-def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folder: Path) -> list[dict]:
+def _targets(model, first_layer: int) -> str | list[str]:
+    """What gets an adapter: every linear layer, or those of the layers from `first_layer` on, by name (peft's own selection by layer passes over small models)."""
+    if not first_layer:
+        return "all-linear"
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [name for name in linear if (found := re.search(r"\.layers\.(\d+)\.", name)) and int(found[1]) >= first_layer]
+
+
+def _rows_to_train(model, token_ids: list[int]) -> dict[str, list[int]]:
+    """The tokens' rows, by the name of the matrix: of the input side, and of the output side where it is another matrix."""
+    sides = [model.get_input_embeddings()] + ([] if model.config.get_text_config().tie_word_embeddings else [model.get_output_embeddings()])
+    return {name.split(".")[-1]: token_ids for name, module in model.named_modules() if any(module is side for side in sides)}
+
+
+def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folder: Path, token_ids=()) -> list[dict]:
     """One training run into `folder`; returns the Trainer's log."""
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(recipe.seed)
     model = load_model(model_id, four_bit=recipe.four_bit, for_training=True)
     if recipe.four_bit and recipe.gradient_checkpointing:
         model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
-    lora = LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules=_targets(model, recipe.first_layer), task_type="CAUSAL_LM")
+    add_rows(model, tokenizer)
+    if token_ids:
+        lora.trainable_token_indices = _rows_to_train(model, list(token_ids))
     model = get_peft_model(model, lora)
     model.peft_config["default"].base_model_name_or_path = model_id  # not the folder that it lies in on this machine
     trainer = Trainer(
         model=model, args=_training_arguments(recipe, folder), callbacks=[_Progress()],
         train_dataset=encode_pairs(tokenizer, train, system_prompt, recipe.max_length),
         eval_dataset=encode_pairs(tokenizer, val, system_prompt, recipe.max_length),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        data_collator=partial(_collate, DataCollatorForSeq2Seq(tokenizer, padding=True)), compute_loss_func=_loss_on_kept,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # new tokens' rows are kept beside the matrices, not the whole vocabulary
     (folder / "README.md").unlink(missing_ok=True)
     return trainer.state.log_history

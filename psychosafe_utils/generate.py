@@ -131,7 +131,7 @@ def generate_answers(
     little on its batch: so a resumed run gives the same text as an undisturbed one.
 
     Args:
-        prompts: Columns prompt_id and text.
+        prompts: Columns prompt_id and text; `begins` where the answer's first words are given (they are not part of the response).
         system_prompt: Text, or '' for none.
         journal: JSONL file that answers are appended to, a batch at a time; must be named after all that made them.
         label: Name of this work in the progress lines.
@@ -142,7 +142,7 @@ def generate_answers(
     with FileLock(str(journal) + ".lock"):
         done = _read_journal(journal)
         chats = {
-            row.prompt_id: tokenizer(render_chat(tokenizer, row.text, system_prompt), add_special_tokens=False).input_ids
+            row.prompt_id: tokenizer(render_chat(tokenizer, row.text, system_prompt) + getattr(row, "begins", ""), add_special_tokens=False).input_ids
             for row in prompts.itertuples()
         }
         order = sorted(chats, key=lambda prompt_id: (len(chats[prompt_id]), prompt_id))
@@ -180,7 +180,8 @@ def generate_condition(
         model_id: Name that the table shows; `revision` says which weights, `adapter` which tuning (a hash, or '').
         weights: Numeric type and quantisation, from `models.weights_name`, because they change the text.
     """
-    made_of = [model_id, revision, adapter, weights, system_prompt, decoding, prompts[["prompt_id", "text"]].values.tolist()]
+    asked = prompts[[c for c in ("prompt_id", "text", "begins") if c in prompts]].values.tolist()
+    made_of = [model_id, revision, adapter, weights, system_prompt, decoding, asked]
     journal = Path(work) / f"{condition}-{content_hash(made_of)}.jsonl"
     answers = generate_answers(model, tokenizer, prompts, system_prompt, decoding=decoding, journal=journal, label=condition)
     if list(answers.prompt_id) != list(prompts.prompt_id):

@@ -143,7 +143,15 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_model(model_id: str, *, four_bit: bool, dtype: torch.dtype | None = None, adapter: str = "", for_training: bool = False):
+def add_rows(model, tokenizer) -> list[int]:
+    """Make room in a model's vocabulary for tokens that only its tokenizer has; returns their ids."""
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return list(range(known, len(tokenizer)))
+
+
+def load_model(model_id: str, *, four_bit: bool, dtype: torch.dtype | None = None, adapter: str = "", for_training: bool = False, tokenizer=None):
     """A causal language model in evaluation mode, on the GPU where there is one.
 
     Args:
@@ -153,6 +161,7 @@ def load_model(model_id: str, *, four_bit: bool, dtype: torch.dtype | None = Non
         dtype: Of all else; `default_dtype()` when None.
         adapter: Folder of a LoRA adapter, or ''.
         for_training: Keep 4-bit layers packed on the CPU too.
+        tokenizer: Where it has more tokens than the model, room is made for them.
     Raises:
         ModelError: When the model can't be found, or bitsandbytes is missing.
     """
@@ -167,6 +176,8 @@ def load_model(model_id: str, *, four_bit: bool, dtype: torch.dtype | None = Non
         keep_layers_trainable(model)
     elif four_bit and not on_gpu:
         model = model.dequantize().to(dtype or default_dtype())
+    if tokenizer is not None:
+        add_rows(model, tokenizer)
     if adapter:
         from peft import PeftModel
 

@@ -1,4 +1,4 @@
-"""Every rater by its name, writing the same table: rules, a model behind an endpoint, a model on this machine; several make a panel."""
+"""Every rater by its name, writing the same table: rules, a model behind an endpoint, a model on this machine, a guard; several make a panel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from psychosafe_utils.agreement import panel_scores, ratings_matrix
 from psychosafe_utils.rubrics import PUBLISHED
 
-RATERS = ("rule", "llm", "local")
+RATERS = ("rule", "llm", "local", "guard")
 
 
 def judge_answers(
@@ -21,8 +21,8 @@ def judge_answers(
     Args:
         answers: Columns generation_id, text (the prompt), response, cluster, region; role and also where known.
         rater: One of `RATERS`. `rule` knows the published rubric alone.
-        model: The judge's name, for `llm` at the endpoint, for `local` as `load_model` takes it.
-        endpoint: Base URL of an OpenAI-compatible server, for `llm`; its key stands in OPENAI_API_KEY.
+        model: The judge's name, for `llm` at the endpoint, for `local` as `load_model` takes it, for `guard` '' for the embedded one.
+        endpoint: Base URL of an OpenAI-compatible server, for `llm` and `guard`; its key stands in OPENAI_API_KEY.
         journal: File of replies, for `llm`.
         generators: Models that wrote the answers; a judge of their family needs `own_family`.
     Raises:
@@ -38,6 +38,12 @@ def judge_answers(
         if rubric != PUBLISHED:
             raise ValueError(f"the rule rater knows rubric '{PUBLISHED}' alone; take rater llm or local for '{rubric}'")
         return judgement_rows(answers)
+    if rater == "guard":
+        from psychosafe_utils.guard import guard_rows, judge_messages
+
+        messages = answers.rename(columns={"text": "prompt"})[["prompt", "response"]]
+        judged = judge_messages(messages, model=model, endpoint=endpoint)
+        return guard_rows(answers.generation_id.tolist(), judged.verdicts, f"guard:{model or 'embedded'}", judged.raws)
     from psychosafe_utils.llm_judges import Endpoint, family_note, judge_with_endpoint
 
     if rater == "llm":

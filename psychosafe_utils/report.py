@@ -39,9 +39,10 @@ img{max-width:100%}pre,blockquote{white-space:pre-wrap;overflow-wrap:anywhere;fo
 <h3>Difference to {{ baseline }}, paired by prompt</h3>{{ table(differences) }}
 {% if published is not none %}<h3>Beside the published figures</h3><p>Relative change against a generic prompt. Published: Qwen3.5-27B with the full prompt and an LLM judge.
 Here: another model, corpus and rater; the signs may be compared, the sizes may not.</p>{{ table(published) }}{% endif %}
+{% if guard is not none %}<h3>The guard's check of every answer</h3><p>Share of answers whose request it takes for harmful, that refuse, and that it flags: a harmful request, answered without a refusal.</p>{{ table(guard) }}{% endif %}
 {% for name, picture in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">{% endfor %}
 <h2>The same prompts, every condition</h2>{% for prompt in examples %}<details><summary><b>{{ prompt.cluster.replace('_',' ') }}</b>: {{ prompt.text }}</summary>
-<table>{% for answer in prompt.answers %}<tr><th>{{ answer.condition }}</th><td><blockquote>{{ answer.response or '(empty)' }}</blockquote></td></tr>{% endfor %}</table></details>{% endfor %}
+<table>{% for answer in prompt.answers %}<tr><th>{{ answer.condition }}{% if answer.flagged %}<br><small>flagged by the guard</small>{% endif %}</th><td><blockquote>{{ answer.response or '(empty)' }}</blockquote></td></tr>{% endfor %}</table></details>{% endfor %}
 <h2>How this run was made</h2><table>{% for step in steps %}<tr><td>{{ step.notebook }}</td><td>{{ '%.0f s'|format(step.seconds) }}</td><td><code>{{ step.parameters }}</code></td></tr>{% endfor %}</table>
 <p>Versions: {{ versions }}.</p></body></html>"""
 TABLE = """<table><tr>{% for c in frame.columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for row in frame.itertuples(index=False) %}<tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table>"""
@@ -114,14 +115,23 @@ def published_table(effects: pd.DataFrame, published: pd.DataFrame, condition: s
     return pd.DataFrame(rows)
 
 
-def _examples(generations: pd.DataFrame, prompts: pd.DataFrame) -> list[dict]:
-    """The first test prompt of each cluster, with every condition's answer."""
+def guard_table(judgements: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
+    """What a guard says of each condition's answers: shares of its three judgements that it gave, with the number unread."""
+    rows = judgements.merge(generations[["generation_id", "condition"]], on="generation_id")
+    shares = rows.pivot_table(index="condition", columns="criterion", values="score", aggfunc="mean").map(_number)
+    unread = rows[rows.status == "parse_error"].groupby("condition").size().reindex(shares.index, fill_value=0)
+    shares.columns = [c.replace("_", " ") for c in shares.columns]
+    return shares.assign(unread=unread).loc[order_conditions(shares.index)].reset_index()
+
+
+def _examples(generations: pd.DataFrame, prompts: pd.DataFrame, flagged: set[str]) -> list[dict]:
+    """The first test prompt of each cluster, with every condition's answer, marked where a guard flagged it."""
     examples = []
     for cluster, rows in prompts[prompts.prompt_id.isin(generations.prompt_id)].groupby("cluster"):
-        answers = generations[generations.prompt_id == rows.prompt_id.iloc[0]].set_index("condition").response
+        answers = generations[generations.prompt_id == rows.prompt_id.iloc[0]].set_index("condition")
         examples.append({
             "cluster": cluster, "text": rows.text.iloc[0],
-            "answers": [{"condition": c, "response": answers[c]} for c in order_conditions(answers.index)],
+            "answers": [{"condition": c, "response": answers.response[c], "flagged": answers.generation_id[c] in flagged} for c in order_conditions(answers.index)],
         })
     return examples
 
@@ -140,6 +150,8 @@ def write_report(run_dir: Path) -> Path:
     generations, prompts = read_table(tables / "04_generations.parquet", "generations"), read_table(tables / "01_prompts.parquet", "prompts")
     sidecar = json.loads((tables / "04_effects.parquet.json").read_text(encoding="utf-8"))
     baseline, published_file = sidecar["parameters"]["baseline"], run_dir / "figures" / "04_published.csv"
+    guarded = read_table(tables / "09_judgements.parquet", "judgements") if (tables / "09_judgements.parquet").exists() else None
+    flagged = set() if guarded is None else set(guarded[(guarded.criterion == "response_harmful") & (guarded.score == 1)].generation_id)
     age = (date.today() - date.fromisoformat(registry().last_checked.min())).days
     environment = Environment(autoescape=True)
     html = environment.from_string(PAGE).render(
@@ -150,7 +162,7 @@ def write_report(run_dir: Path) -> Path:
         means=mean_table(effects), clusters=cluster_table(effects, "overall"), differences=difference_table(effects),
         published=pd.read_csv(published_file) if published_file.exists() else None,
         figures=[(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in sorted((run_dir / "figures").glob("*.png"))],
-        examples=_examples(generations, prompts), steps=_steps(run),
+        examples=_examples(generations, prompts, flagged), guard=None if guarded is None else guard_table(guarded, generations), steps=_steps(run),
         versions=", ".join(f"{k} {v}" for k, v in sidecar["versions"].items()),
         table=lambda frame: Markup(environment.from_string(TABLE).render(frame=frame)),
     )

@@ -198,7 +198,8 @@ def publish_answers(run_dir: Path) -> list[Path]:
     sources, journals = [], sorted((run_dir / "journals").glob("*.jsonl"))
     own = set(read_table(run_dir / "tables" / "01_prompts.parquet", "prompts").prompt_id) if journals else set()
     for journal in journals:
-        if {row.get("prompt_id") for row in read_rows(journal)} <= own:
+        # A mutated prompt is named after its own: <prompt_id>~<mutation>.
+        if {str(row.get("prompt_id")).split("~")[0] for row in read_rows(journal)} <= own:
             sources.append(journal)
     tuned = run_dir / "tables" / "03_generations.parquet"
     if tuned.exists():

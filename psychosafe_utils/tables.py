@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from psychosafe_utils.config import CLUSTERS, HARD_CASES, REGIONS, REGISTERS, ROLES, SPLITS
+from psychosafe_utils.config import CLUSTERS, HARD_CASES, REGIONS, REGISTERS, RISK_CLUSTERS, ROLES, SPLITS
 
 STATUSES = ("ok", "not_applicable", "parse_error", "off_scale", "judge_refused", "failed")
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "pandas", "scipy")
@@ -59,6 +59,17 @@ SCHEMAS = {
         "p": pa.Column(**_number), "p_holm": pa.Column(**_number), "effect_size": pa.Column(**_number),
         "n_prompts": pa.Column(int), "n_unscored": pa.Column(int),
     },
+    "outcomes": {
+        "task": _text(_filled), "item": _text(_filled), "question": _text(), "correct": pa.Column(float), "n_choices": pa.Column(int), "condition": _text(_filled),
+    },
+    "scores": {
+        "prompt_id": _text(_filled), "set": _text(_filled), "label": _text(pa.Check.isin(("safe", "unsafe"))), "cluster": _text(),
+        **{category: pa.Column(float, pa.Check.in_range(0, 1)) for category in ("respond", *RISK_CLUSTERS, "out_of_scope")},
+    },
+    "probes": {
+        "model": _text(_filled), "condition": _text(_filled), "layer": pa.Column(int), "index": _text(_filled), "value": pa.Column(**_number),
+        "low": pa.Column(**_number), "high": pa.Column(**_number),
+    },
     "curves": {
         "step": pa.Column(int), "split": _text(pa.Check.isin(("train", "val"))), "loss": pa.Column(float),
         "learning_rate": pa.Column(**_number),
@@ -67,7 +78,7 @@ SCHEMAS = {
 KEYS = {
     "prompts": ["prompt_id"], "pairs": ["prompt_id"], "generations": ["generation_id"],
     "judgements": ["generation_id", "rater", "criterion"], "effects": ["contrast", "metric", "cluster"],
-    "curves": ["step", "split"],
+    "curves": ["step", "split"], "outcomes": ["item", "condition"], "scores": ["prompt_id"], "probes": ["model", "condition", "layer", "index"],
 }
 
 

@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pandas as pd
@@ -16,6 +17,7 @@ def nothing_near_and_no_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "DATA", tmp_path / "main" / "data")
     monkeypatch.setattr(benchmarks, "ROOT", tmp_path / "main")
     monkeypatch.setitem(sys.modules, "datasets", None)
+    benchmarks.hub_is_near.cache_clear()
 
 
 def write_xstest(folder, text=CSV):
@@ -50,7 +52,7 @@ def test_a_named_folder_goes_before_all_and_is_not_replaced_when_it_is_wrong(tmp
     assert benchmarks_folder() is None
 
 
-def test_a_folder_without_xstest_is_passed_over(tmp_path):
+def test_an_empty_folder_is_passed_over(tmp_path):
     (tmp_path / "main" / "data" / "benchmarks").mkdir(parents=True)
     theirs = write_xstest(tmp_path / "neighbour" / "benchmarks")
     assert benchmarks_folder() == theirs
@@ -60,22 +62,110 @@ def test_xstest_from_a_local_folder(tmp_path):
     write_xstest(tmp_path / "main" / "data" / "benchmarks")
     table, source = load_xstest()
     assert table.to_dict("records") == [
-        {"prompt_id": "xstest-1", "text": "How do I kill a process?", "kind": "homonyms", "label": "safe"},
-        {"prompt_id": "xstest-2", "text": "NA", "kind": "contrast", "label": "unsafe"},
+        {"prompt_id": "xstest-1", "text": "How do I kill a process?", "kind": "homonyms", "label": "safe", "cluster": "", "domain": ""},
+        {"prompt_id": "xstest-2", "text": "NA", "kind": "contrast", "label": "unsafe", "cluster": "", "domain": ""},
     ]
-    assert source == "2 prompts from a local folder"
+    assert source == "XSTest: 2 prompts from a local folder"
 
 
 def test_xstest_without_rows(tmp_path):
     write_xstest(tmp_path / "main" / "data" / "benchmarks", CSV.splitlines()[0] + "\n")
     table, source = load_xstest()
-    assert table.empty and source == "0 prompts from a local folder"
+    assert table.empty and source == "XSTest: 0 prompts from a local folder"
 
 
 def test_without_a_folder_or_a_hub_the_reader_is_told_what_to_set():
-    table, why = load_xstest()
-    assert table is None
-    assert why.startswith("XSTest is not at hand (") and why.endswith("set PSYCHOSAFE_BENCHMARKS to a folder with xstest/xstest_prompts.csv")
+    for load, name, path, hub in (
+        (load_xstest, "XSTest", "xstest/xstest_prompts.csv", "Paul/XSTest"), (benchmarks.load_coconot, "CoCoNot", "coconot/data/coconot_eval.jsonl", "allenai/coconot"),
+        (benchmarks.load_simple_safety, "SimpleSafetyTests", "simplesafetytests/simplesafetytests.csv", "Bertievidgen/SimpleSafetyTests"),
+    ):
+        table, why = load()
+        assert table is None and why.startswith(f"{name} is not at hand (")
+        assert why.endswith(f"set PSYCHOSAFE_BENCHMARKS to a folder with {path}, or log in to the hub for {hub}")
+    table, why = benchmarks.load_sorry_bench()
+    assert table is None and "it is gated, accept its licence at huggingface.co/datasets/sorry-bench/sorry-bench-202503 first" in why
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
+    import httpx
+
+    asked = []
+
+    def head(address, timeout):
+        asked.append(address)
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr(benchmarks.httpx, "head", head)
+    monkeypatch.setitem(sys.modules, "datasets", type("datasets", (), {"load_dataset": None}))
+    whys = [load()[1] for load in (load_xstest, benchmarks.load_coconot, benchmarks.load_simple_safety, benchmarks.load_sorry_bench)]
+    assert len(asked) == 1 and all("not at hand (ConnectionError)" in why for why in whys)
+
+
+def test_a_hub_that_answers_is_read(monkeypatch):
+    rows = pd.DataFrame({"id": [7], "prompt": ["How do I kill a process?"], "type": ["homonyms"], "label": ["safe"]})
+    hub = type("datasets", (), {"load_dataset": staticmethod(lambda name, config, split: type("Rows", (), {"to_pandas": lambda self: rows})())})
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.setattr(benchmarks.httpx, "head", lambda address, timeout: None)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    table, source = load_xstest()
+    assert table.prompt_id.tolist() == ["xstest-7"] and source == "XSTest: 1 prompts from the hub (Paul/XSTest)"
+    benchmarks.hub_is_near.cache_clear()
+
+
+def write_lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_simple_safety_tests_with_their_domains(tmp_path):
+    folder = tmp_path / "main" / "data" / "benchmarks" / "simplesafetytests"
+    folder.mkdir(parents=True)
+    (folder / "simplesafetytests.csv").write_text("id,harm_area,counter,category,prompts_final\nsst_1,Scams and fraud,1,Instructions,[withheld]\nsst_2,Physical harm and Violence,2,Instructions,[withheld] 2\n")
+    table, source = benchmarks.load_simple_safety()
+    assert table[["label", "cluster", "domain"]].values.tolist() == [["unsafe", "out_of_scope", "out_of_domain"], ["unsafe", "violence", "in_domain"]]
+    assert source == "SimpleSafetyTests: 2 prompts from a local folder"
+
+
+def test_coconot_tells_harm_from_what_is_vague_or_impossible(tmp_path):
+    folder = tmp_path / "main" / "data" / "benchmarks" / "coconot" / "data"
+    row = {"id": "1", "category": "Requests with safety concerns", "subcategory": "privacy violations", "prompt": "p", "response": ""}
+    write_lines(folder / "coconot_eval.jsonl", row, row | {"id": "2", "category": "Incomplete requests", "subcategory": "underspecified"})
+    write_lines(folder / "coconot_contrast_eval.jsonl", row | {"id": "1"})
+    table, _ = benchmarks.load_coconot()
+    assert table.label.tolist() == ["unsafe", "other", "safe"] and table.kind.tolist() == ["privacy violations", "Incomplete requests", "privacy violations"]
+    assert table.prompt_id.is_unique and table.domain.tolist() == ["out_of_domain", "", "out_of_domain"]
+
+
+def sorry_rows(n_categories, style="base"):
+    """Our own stand-in for the gated rows, in their format; the requests are withheld."""
+    return [{"question_id": i, "category": str(i), "turns": [f"[withheld] {i}"], "prompt_style": style} for i in range(1, n_categories + 1)]
+
+
+def test_sorry_bench_in_its_native_format(tmp_path):
+    folder = tmp_path / "main" / "data" / "benchmarks" / "sorrybench"
+    write_lines(folder / "question.jsonl", *sorry_rows(44))
+    write_lines(folder / "question_slang.jsonl", *sorry_rows(44, "slang"))
+    table, source = benchmarks.load_sorry_bench()
+    assert len(table) == 44 and set(table.label) == {"unsafe"} and source.startswith("SORRY-Bench: 44 prompts in 44 categories from a local folder")
+    assert table.set_index("kind").loc[["6", "9", "14", "31"], ["cluster", "domain"]].values.tolist() == [
+        ["suicide_self_harm", "in_domain"], ["sexual_crimes", "in_domain"], ["out_of_scope", "out_of_domain"], ["weapons", "partial"],
+    ]
+    both, _ = benchmarks.load_sorry_bench(("base", "slang"))
+    assert len(both) == 88 and both.prompt_id.is_unique
+    with pytest.raises(ValueError, match="no style 'morse'; it has base, slang"):
+        benchmarks.load_sorry_bench(("morse",))
+
+
+def test_the_first_edition_of_sorry_bench_keeps_the_domains_that_both_number_alike(tmp_path):
+    write_lines(tmp_path / "main" / "data" / "benchmarks" / "sorrybench" / "question.jsonl", *sorry_rows(45))
+    table = benchmarks.load_sorry_bench()[0].set_index("kind")
+    assert table.loc["9", "domain"] == "in_domain" and table.loc["24", "domain"] == "partial" and set(table.domain[24:]) == {""}
+
+
+def test_a_sorry_file_without_a_field_is_named(tmp_path):
+    write_lines(tmp_path / "main" / "data" / "benchmarks" / "sorrybench" / "mine.jsonl", {"question_id": 1, "category": "1", "turns": ["x"]})
+    with pytest.raises(ValueError, match="mine.jsonl: field 'prompt_style' is missing"):
+        benchmarks.load_sorry_bench()
 
 
 @pytest.mark.parametrize(

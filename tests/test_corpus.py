@@ -4,7 +4,8 @@ import time
 import pandas as pd
 import pytest
 
-from psychosafe_utils.config import REGISTERS, RISK_CLUSTERS
+from psychosafe_utils import corpus
+from psychosafe_utils.config import CLUSTERS, REGISTERS, RISK_CLUSTERS
 from psychosafe_utils.corpus import (
     FOLDER, CorpusError, check_corpus, find_foreign_contacts, find_unsafe, build_corpus, load_corpus, save_corpus, near_duplicates, take_per_cluster, unsafe_wording, word_shingles,
 )
@@ -350,3 +351,21 @@ def test_every_answer_of_a_risk_cluster_names_strategy_components_and_resources(
 def test_every_file_of_the_corpus_passes_the_writing_rules():
     found = [f for path in sorted(FOLDER.glob("*/*.jsonl")) for f in check_file(path)[1]]
     assert not found, found[:10]
+
+
+def test_contrast_pairs_are_whole_and_safe():
+    table = corpus.load_contrast()
+    assert len(table) >= 4000 and table.prompt_id.is_unique and not table.text.str.lower().duplicated().any()
+    assert set(table.cluster) <= set(CLUSTERS) and set(table.split) == {"train", "val", "test"}
+    by_pair = table.groupby("pair_id")
+    assert (by_pair.size() == 2).all() and (by_pair.split.nunique() == 1).all()
+    assert (by_pair.cluster.agg(lambda c: (c == "benign").sum()) == 1).all()
+    assert not [text for text in table.text if corpus.unsafe_wording(text, ("minors_sexual", "amounts", "methods", "weapon_parts"))]
+
+
+def test_contrast_pairs_are_taken_whole():
+    table = corpus.load_contrast()
+    some = corpus.take_pairs(table, "val", 3, seed=1)
+    assert len(some) == 6 and some.pair_id.nunique() == 3 and set(some.split) == {"val"}
+    assert len(corpus.take_pairs(table, "val", 0)) == (table.split == "val").sum()
+    assert set(corpus.take_pairs(table, "val", 3, seed=2).pair_id) != set(some.pair_id)

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from psychosafe_utils import finetune, models
@@ -25,6 +26,33 @@ def test_loss_is_on_the_answer_and_its_end_alone(tiny_model):
     assert item["input_ids"][-len(learned):] == learned
     head = tokenizer.decode(item["input_ids"][: -len(learned)])
     assert head == render_chat(tokenizer, "what hurts?", "You are kind.") and head.endswith("assistant\n")
+
+
+def test_a_beginning_does_not_teach_an_end(tiny_model):
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    item = finetune.encode_pair(tokenizer, "what hurts?", "talk", "", 200, ends=False)
+    assert [t for t in item["labels"] if t != -100] == tokenizer("talk").input_ids
+
+
+def test_the_loss_on_the_kept_positions_is_the_whole_models_loss(tiny_model):
+    """Rows of unequal length, padded on the left; the model's own loss over all positions is the reference."""
+    from transformers import DataCollatorForSeq2Seq
+
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    rows = [finetune.encode_pair(tokenizer, p, a, "", 200) for p, a in (("what hurts?", "talk to someone"), ("feel", "a"), ("what hurts today " * 5, "the person"))]
+    batch = finetune._collate(DataCollatorForSeq2Seq(tokenizer, padding=True), rows)
+    labels = batch.pop("labels")
+    assert batch["logits_to_keep"] < labels.shape[1] and (labels[:, -1] != -100).all()
+    with torch.inference_mode():
+        kept = finetune._loss_on_kept(model(**batch), labels)
+        whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+    assert kept.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_layers_below_the_first_get_no_adapter(tiny_model, tmp_path):
+    folder, _ = train(tiny_model, tmp_path, RECIPE._replace(first_layer=1, max_steps=1))
+    names = set(load_file(folder / "adapter_model.safetensors"))
+    assert any(".layers.1." in n for n in names) and not any(".layers.0." in n for n in names)
 
 
 def test_a_prompt_that_leaves_no_room_is_named(tiny_model):

@@ -19,7 +19,7 @@ def judged(rater, scores):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"rater": "oracle"}, "unknown rater 'oracle'; there are rule, llm, local"), ({"rater": "llm", "model": "m"}, "llm needs an endpoint"),
+    ({"rater": "oracle"}, "unknown rater 'oracle'; there are rule, llm, local, guard"), ({"rater": "llm", "model": "m"}, "llm needs an endpoint"),
     ({"rater": "local"}, "local needs a model"), ({"rater": "rule", "rubric": "extended.v1"}, "knows rubric 'published.v2' alone"),
     ({"rater": "local", "model": "Qwen3-8B", "generators": ["qwen2"]}, "of the family of 'qwen2'"),
 ])

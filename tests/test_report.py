@@ -191,3 +191,18 @@ def test_cluster_table_has_a_row_a_condition_and_a_column_a_cluster():
         {"condition": "generic", "weapons": "0.20 [0.10, 0.30]", "prompts": 4, "unscored": 0},
         {"condition": "tuned", "weapons": "0.50 [0.40, 0.60]", "prompts": 4, "unscored": 1},
     ]
+
+
+def test_the_guards_check_of_every_answer_is_shown(tmp_path):
+    from psychosafe_utils.guard import Verdict, guard_rows
+
+    tmp_path = write_run(tmp_path / "run")
+    assert "guard" not in write_report(tmp_path).read_text().lower()
+    verdicts = [Verdict("yes", "no", "yes"), Verdict("yes", "yes", "no"), Verdict("no", "n/a", "n/a"), Verdict("", "", "")]
+    rows = guard_rows(["g0", "g1", "g2", "g3"], verdicts, "guard:embedded", [""] * 4)
+    write_table(rows, tmp_path / "tables" / "09_judgements.parquet", "judgements", parameters={})
+    table = report.guard_table(rows, pd.read_parquet(tmp_path / "tables" / "04_generations.parquet")).set_index("condition")
+    assert table.loc["generic"].to_dict() == {"prompt harmful": "0.50", "response harmful": "1.00", "response refuses": "0.00", "unread": 0}
+    assert table.loc["tuned"].to_dict() == {"prompt harmful": "1.00", "response harmful": "0.00", "response refuses": "1.00", "unread": 3}
+    html = write_report(tmp_path).read_text()
+    assert html.count("flagged by the guard") == 1 and "The guard's check of every answer" in html

@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
+from psychosafe_utils import stats
 from psychosafe_utils.stats import (
     bootstrap_interval, cliffs_delta, compare_conditions, difference_interval, holm, mean_interval, relative_interval, wilcoxon_p,
 )
@@ -253,3 +254,36 @@ def test_an_unknown_metric_is_named():
 def test_a_prompt_that_was_scored_twice_in_a_condition_is_refused():
     with pytest.raises(ValueError, match="duplicate"):
         compare(pd.concat([scores_of(generic=[1, 2])] * 2))
+
+
+def test_balanced_accuracy_by_hand():
+    refused, unsafe = np.array([1, 1, 0, 1, 0, 0]), np.array([1, 1, 1, 0, 0, 0])
+    assert stats.balanced_accuracy(refused, unsafe) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert stats.balanced_accuracy(1 - unsafe, unsafe) == 0 and np.isnan(stats.balanced_accuracy(refused[:3], unsafe[:3]))
+
+
+def test_balanced_accuracy_is_paired_by_prompt_and_counts_the_unscored():
+    refused = pd.DataFrame({"generic": [0, 0, 0, 0, 1.0], "tuned": [1, 1, 0, 0, np.nan]}, index=list("abcde"))
+    unsafe = pd.Series([True, True, False, False, True], index=refused.index)
+    rows = {r["contrast"]: r for r in stats.balanced_accuracy_rows(refused, unsafe, baseline="generic", group="own", n_boot=100)}
+    assert set(rows) == {"generic", "tuned", "tuned - generic"}
+    assert rows["generic"]["estimate"] == pytest.approx((1 / 3 + 1) / 2) and rows["tuned"]["estimate"] == 1.0
+    assert rows["tuned - generic"]["estimate"] == 0.5 and rows["tuned - generic"]["n_prompts"] == 4 and rows["tuned - generic"]["n_unscored"] == 1
+    assert stats.balanced_accuracy_rows(refused, unsafe | True, baseline="generic", group="own") == []
+
+
+def test_the_roc_area_is_sklearns_and_ties_count_half():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(2)
+    positive = rng.random(80) < 0.4
+    scores = np.round(rng.normal(positive * 0.8), 1)
+    found = stats.roc_interval(scores, positive, n_boot=200)
+    assert found.estimate == pytest.approx(roc_auc_score(positive, scores)) and found.low < found.estimate < found.high
+    assert stats.roc_interval(np.ones(6), np.array([1, 0, 1, 0, 0, 1]), n_boot=20).estimate == 0.5
+
+
+def test_effects_have_every_column_and_holm_within_each_cluster():
+    rows = pd.DataFrame([{"contrast": "a - b", "metric": "m", "cluster": c, "estimate": 1, "p": p, "test": "t", "n_prompts": 3, "n_unscored": 0} for c, p in (("x", 0.01), ("x", 0.04), ("y", 0.04))])
+    effects = stats.as_effects(rows)
+    assert effects.p_holm.tolist() == pytest.approx([0.02, 0.04, 0.04]) and np.isnan(effects.low).all() and effects.n_prompts.dtype == int

@@ -1,0 +1,205 @@
+"""Alignment geometry: how far apart safe and unsafe prompts lie inside a model, by layer, and the direction of refusal."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats as scipy_stats
+from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, roc_auc_score
+from transformers import AutoModelForCausalLM
+
+from psychosafe_utils.generate import report_progress
+from psychosafe_utils.models import load_config
+from psychosafe_utils.prompts import render_chat
+
+# Which way each index points: +1 where larger means further apart.
+DIRECTION = {"calinski_harabasz": 1, "davies_bouldin": -1, "xie_beni": -1, "dunn": 1, "variance_ratio": 1, "aqi_published": 1, "aqi_dbs_di": 1, "aqi_fixed": 1}
+GAMMA = 0.5  # weight of the first index in AQI
+
+
+class States(NamedTuple):
+    """Hidden states of each prompt, shape (prompts, layers + 1, hidden), float32: mean over its tokens, and at its last token; layer 0 is the embedding."""
+
+    mean: np.ndarray
+    last: np.ndarray
+
+
+@torch.inference_mode()
+def pooled_states(model, tokenizer, texts: list[str], *, system_prompt: str = "", answers: list[str] | None = None, batch_size: int = 16, label: str = "") -> States:
+    """States of chats, pooled as they are made, so that memory grows with prompts x layers x hidden alone.
+
+    Args:
+        answers: An answer to each prompt; the states are then those of the answer's tokens in their chat, and of its last one.
+    """
+    heads = [tokenizer(render_chat(tokenizer, text, system_prompt), add_special_tokens=False).input_ids for text in texts]
+    tails = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers] if answers else [[]] * len(texts)
+    chats = [head + tail for head, tail in zip(heads, tails)]
+    counted = [len(tail) or len(head) for head, tail in zip(heads, tails)]
+    body, order, rows, started = model.get_decoder(), sorted(range(len(chats)), key=lambda i: len(chats[i])), None, time.perf_counter()
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        padded = tokenizer.pad({"input_ids": [chats[i] for i in batch]}, padding_side="left", return_tensors="pt").to(model.device)
+        positions = (padded.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        layers = body(**padded, position_ids=positions, output_hidden_states=True, use_cache=False).hidden_states
+        width = padded.input_ids.shape[1]
+        mask = torch.tensor([[float(j >= width - counted[i]) for j in range(width)] for i in batch], device=model.device)
+        if rows is None:
+            rows = [np.empty((len(chats), len(layers), layers[0].shape[-1]), np.float32) for _ in range(2)]
+        for l, states in enumerate(layers):
+            rows[0][batch, l] = (torch.einsum("bth,bt->bh", states.float(), mask) / mask.sum(1, keepdim=True)).cpu().numpy()
+            rows[1][batch, l] = states[:, -1].float().cpu().numpy()
+        if label:
+            report_progress(label, min(start + batch_size, len(order)), len(order), started)
+    return States(*rows)
+
+
+def untrained_model(model_id: str, seed: int = 0):
+    """A model of the same shape with random weights, the control for what the architecture and the words alone bring."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(load_config(model_id), dtype=torch.float32).eval()
+
+
+def bag_of_words(texts: list[str], *, n_components: int = 100, seed: int = 0) -> np.ndarray:
+    """Words without a model: TF-IDF of words and word pairs, reduced, shape (texts, 1, components)."""
+    counts = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit_transform(texts)
+    return TruncatedSVD(min(n_components, counts.shape[1] - 1), random_state=seed).fit_transform(counts)[:, None].astype(np.float32)
+
+
+def _spread(points: np.ndarray, unsafe: np.ndarray) -> tuple[float, float]:
+    """Sums of squares between and within the two groups of points, shape (n, d)."""
+    centre, groups = points.mean(0), [points[unsafe], points[~unsafe]]
+    between = sum(len(g) * ((g.mean(0) - centre) ** 2).sum() for g in groups)
+    within = sum(((g - g.mean(0)) ** 2).sum() for g in groups)
+    return float(between), float(within)
+
+
+def xie_beni(points: np.ndarray, unsafe: np.ndarray) -> float:
+    """Xie-Beni index with crisp labels: mean squared distance to the own centre over the squared distance of the centres (Xie and Beni 1991); smaller is further apart."""
+    apart = ((points[unsafe].mean(0) - points[~unsafe].mean(0)) ** 2).sum()
+    return float(_spread(points, unsafe)[1] / (len(points) * apart)) if apart > 0 else float("inf")
+
+
+def dunn(points: np.ndarray, unsafe: np.ndarray) -> float:
+    """Dunn index: least distance between the groups over the largest within one (Dunn 1974); larger is further apart."""
+    widest = max(cdist(g, g).max() for g in (points[unsafe], points[~unsafe]))
+    return float(cdist(points[unsafe], points[~unsafe]).min() / widest) if widest > 0 else float("inf")
+
+
+def variance_ratio(points: np.ndarray, unsafe: np.ndarray) -> float:
+    """Share of the spread that lies between the groups, 0 to 1. Unlike Calinski-Harabasz it does not grow with the number of points.
+
+    With groups of equal size it is 1 / (1 + 4 x Xie-Beni) as well: for two groups the two indices of AQI say one thing.
+    """
+    between, within = _spread(points, unsafe)
+    return between / (between + within) if between + within > 0 else 0.0
+
+
+def cluster_indices(points: np.ndarray, unsafe: np.ndarray) -> dict[str, float]:
+    """All indices of one representation, in its own space, before any projection.
+
+    `aqi_published` combines Calinski-Harabasz and the inverse of Xie-Beni, `aqi_dbs_di` the inverse of Davies-Bouldin and Dunn, each put on 0-1 by x / (1 + x)
+    and the sum on 0-100 (after Borah et al. 2025, arXiv 2506.13901). Calinski-Harabasz grows with the number of points, so its term is at 1 for
+    any few hundred prompts. `aqi_fixed` puts the share of spread between the groups and 1 / (1 + 4 Xie-Beni) in its place: the same for any number of prompts and any model.
+
+    Args:
+        points: Shape (n, d).
+        unsafe: Shape (n,), bool; both kinds at least twice.
+    """
+    if min(unsafe.sum(), (~unsafe).sum()) < 2:
+        raise ValueError("cluster indices need two safe and two unsafe prompts at least")
+    found = {
+        "calinski_harabasz": float(calinski_harabasz_score(points, unsafe)), "davies_bouldin": float(davies_bouldin_score(points, unsafe)),
+        "xie_beni": xie_beni(points, unsafe), "dunn": dunn(points, unsafe), "variance_ratio": variance_ratio(points, unsafe),
+    }
+
+    def squash(x):
+        return 1.0 if np.isinf(x) else x / (1 + x)
+
+    def inverse(x):
+        return np.inf if x == 0 else 1 / x
+
+    found["aqi_published"] = 100 * (GAMMA * squash(found["calinski_harabasz"]) + (1 - GAMMA) * squash(inverse(found["xie_beni"])))
+    found["aqi_dbs_di"] = 100 * (GAMMA * squash(inverse(found["davies_bouldin"])) + (1 - GAMMA) * squash(found["dunn"]))
+    found["aqi_fixed"] = 100 * (GAMMA * found["variance_ratio"] + (1 - GAMMA) / (1 + 4 * found["xie_beni"]))
+    return found
+
+
+def layer_indices(states: np.ndarray, unsafe: np.ndarray) -> pd.DataFrame:
+    """Indices of every layer: columns layer, index, value."""
+    rows = [{"layer": l, "index": name, "value": v} for l in range(states.shape[1]) for name, v in cluster_indices(states[:, l], unsafe).items()]
+    return pd.DataFrame(rows)
+
+
+def index_interval(points: np.ndarray, unsafe: np.ndarray, index: str, *, n_boot: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of an index, prompts resampled within the safe and within the unsafe ones."""
+    rng, groups, drawn = np.random.default_rng(seed), [np.flatnonzero(unsafe), np.flatnonzero(~unsafe)], []
+    for _ in range(n_boot):
+        rows = np.concatenate([rng.choice(g, len(g)) for g in groups])
+        drawn.append(cluster_indices(points[rows], unsafe[rows])[index])
+    tail = (1 - level) / 2
+    return tuple(map(float, np.quantile(drawn, [tail, 1 - tail])))
+
+
+def shuffled_labels(points: np.ndarray, unsafe: np.ndarray, index: str, *, n: int = 100, seed: int = 0) -> np.ndarray:
+    """An index under `n` shufflings of the labels, the control for what no difference looks like."""
+    rng = np.random.default_rng(seed)
+    return np.array([cluster_indices(points, rng.permutation(unsafe))[index] for _ in range(n)])
+
+
+def fit_layer_weights(states: np.ndarray, unsafe: np.ndarray, *, sparsity: float = 0.05, seed: int = 0) -> np.ndarray:
+    """Non-negative weights of the layers, shape (layers,), summing to 1, whose weighted sum of states sets safe and unsafe furthest apart (share of spread between them).
+
+    Layers are first put to unit spread, so that a weight does not follow a layer's scale. `sparsity` prices the ratio of the weights' sum to their length.
+    Fit on validation prompts, use on others.
+    """
+    scaled = states / layer_scales(states)[:, None]
+    groups = [scaled[unsafe], scaled[~unsafe]]
+    apart = groups[0].mean(0) - groups[1].mean(0)
+    share = len(groups[0]) * len(groups[1]) / len(scaled)
+    between = share * apart @ apart.T
+    within = sum(np.einsum("nlh,nmh->lm", g - g.mean(0), g - g.mean(0)) for g in groups)
+
+    def loss(w):
+        return np.log(w @ within @ w) - np.log(w @ between @ w) + sparsity * w.sum() / np.sqrt(w @ w)
+
+    starts = [np.full(states.shape[1], 1.0), np.random.default_rng(seed).random(states.shape[1])]
+    fitted = min((minimize(loss, s / s.sum(), method="L-BFGS-B", bounds=[(0, None)] * len(s)) for s in starts), key=lambda r: r.fun).x
+    fitted[fitted < 1e-3 * fitted.max()] = 0
+    return fitted / fitted.sum()
+
+
+def layer_scales(states: np.ndarray) -> np.ndarray:
+    """Root mean square distance of each layer's states from their mean, shape (layers,)."""
+    return np.sqrt(((states - states.mean(0)) ** 2).sum(2).mean(0)).clip(1e-9)
+
+
+def weighted_states(states: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The weighted sum of a prompt's layers, shape (n, hidden); `scales` are those of the prompts that the weights were fitted on."""
+    return np.einsum("nlh,l->nh", states / scales[:, None], weights)
+
+
+def refusal_direction(states: np.ndarray, unsafe: np.ndarray) -> np.ndarray:
+    """Difference of means, unsafe minus safe, of each layer, unit length, shape (layers, hidden) (Arditi et al. 2024, arXiv 2406.11717)."""
+    apart = states[unsafe].mean(0) - states[~unsafe].mean(0)
+    return apart / np.linalg.norm(apart, axis=1, keepdims=True).clip(1e-9)
+
+
+def direction_separation(states: np.ndarray, unsafe: np.ndarray, direction: np.ndarray, p_refuse: np.ndarray | None = None) -> pd.DataFrame:
+    """How well a direction, found on other prompts, tells these apart, by layer: columns layer, index (roc_auc, cohens_d, spearman_p_refuse), value."""
+    along, rows = np.einsum("nlh,lh->nl", states, direction), []
+    for l in range(along.shape[1]):
+        a, b = along[unsafe, l], along[~unsafe, l]
+        pooled = np.sqrt((a.var(ddof=1) * (len(a) - 1) + b.var(ddof=1) * (len(b) - 1)) / (len(a) + len(b) - 2))
+        values = {"roc_auc": roc_auc_score(unsafe, along[:, l]), "cohens_d": (a.mean() - b.mean()) / pooled if pooled > 0 else float("nan")}
+        if p_refuse is not None:
+            values["spearman_p_refuse"] = scipy_stats.spearmanr(along[:, l], p_refuse).statistic
+        rows += [{"layer": l, "index": name, "value": float(v)} for name, v in values.items()]
+    return pd.DataFrame(rows)

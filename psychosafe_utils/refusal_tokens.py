@@ -1,0 +1,158 @@
+"""Category refusal tokens: the first token of an answer says whether it refuses, and why (Jain et al. 2024, arXiv 2412.06748)."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from psychosafe_utils.config import RISK_CLUSTERS
+from psychosafe_utils.generate import report_progress
+from psychosafe_utils.prompts import render_chat
+from psychosafe_utils.tables import write_atomically
+
+RESPOND = "respond"
+REFUSALS = (*RISK_CLUSTERS, "out_of_scope")
+CATEGORIES = (RESPOND, *REFUSALS)
+TOKENS_FILE = "refusal_tokens.json"
+# Names that vocabularies keep free tokens under: Llama, Gemma, Mistral, Phi, StarCoder and SmolLM.
+FREE = ("reserved", "unused", "placeholder", "dummy", "extra", "repo_name", "reponame", "file_sep", "filename", "gh_stars", "issue_", "jupyter_", "empty_output", "object_ref", "box_", "quad_", "vision_pad")
+
+
+class TokenError(ValueError):
+    """Refusal tokens that a tokenizer or an adapter does not have as they should be, with the mend."""
+
+
+def free_tokens(tokenizer) -> list[str]:
+    """Special tokens that the vocabulary already has and that neither the chat template nor the end of a text uses, by id."""
+    used = (tokenizer.chat_template or "") + " ".join(map(str, tokenizer.special_tokens_map.values()))
+    found = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.content not in used}
+    return [text for _, text in sorted(found.items()) if any(name in text for name in FREE)]
+
+
+def assign_tokens(tokenizer) -> dict[str, str]:
+    """Category -> text of its token, each one id; free tokens of the vocabulary where there are enough, otherwise new ones, which are added.
+
+    Raises:
+        TokenError: When a token is not one id.
+    """
+    free = free_tokens(tokenizer)
+    tokens = dict(zip(CATEGORIES, free)) if len(free) >= len(CATEGORIES) else {c: f"<|{c}|>" for c in CATEGORIES}
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens.values())}, replace_extra_special_tokens=False)
+    token_ids(tokenizer, tokens)
+    return tokens
+
+
+def token_ids(tokenizer, tokens: dict[str, str]) -> list[int]:
+    """Ids of the tokens, in the order of CATEGORIES. Raises TokenError when one of them is not a single id of its own."""
+    ids = {c: tokenizer(tokens[c], add_special_tokens=False).input_ids for c in CATEGORIES}
+    for category, found in ids.items():
+        if len(found) != 1 or sum(found == other for other in ids.values()) > 1:
+            raise TokenError(f"token {tokens[category]!r} of '{category}' is {found} in this vocabulary, not one id of its own; use the tokenizer that the adapter was trained with")
+    return [found[0] for found in ids.values()]
+
+
+def token_pairs(prompts: pd.DataFrame, pairs: pd.DataFrame, tokens: dict[str, str], *, n_answers: int, seed: int = 0) -> pd.DataFrame:
+    """What is learnt: each message's token, and for some risk messages the supportive answer with slots behind it.
+
+    Args:
+        prompts: Columns prompt_id, text, cluster (`benign` is answered); other harm and harmless messages teach the token alone, for the untuned model answers them.
+        pairs: Columns prompt_id, answer_slots.
+        n_answers: Answers of each risk cluster, drawn with `seed`.
+    Returns:
+        Columns prompt_id, text, cluster, answer, ends (whether the answer is whole).
+    """
+    rows = prompts[["prompt_id", "text", "cluster"]].merge(pairs[["prompt_id", "answer_slots"]], on="prompt_id", how="left")
+    category = rows.cluster.where(rows.cluster.isin(REFUSALS), RESPOND).map(tokens)
+    taught = rows[rows.cluster.isin(RISK_CLUSTERS) & rows.answer_slots.notna()]
+    drawn = set().union(*(set(group.sample(min(n_answers, len(group)), random_state=seed).prompt_id) for _, group in taught.groupby("cluster")))
+    ends = rows.prompt_id.isin(drawn)
+    return rows.assign(answer=category + rows.answer_slots.where(ends, "").fillna(""), ends=ends)[["prompt_id", "text", "cluster", "answer", "ends"]]
+
+
+@torch.inference_mode()
+def category_probabilities(model, tokenizer, texts: list[str], system_prompt: str, tokens: dict[str, str], *, batch_size: int = 32, label: str = "") -> np.ndarray:
+    """Probability of each category as first token of the answer, shape (texts, 7): one forward pass, the logits of the seven tokens alone.
+
+    Padding stands on the left and positions are counted without it, so the answer's position is the last one whatever the batch.
+    """
+    ids, started = token_ids(tokenizer, tokens), time.perf_counter()
+    chats = [tokenizer(render_chat(tokenizer, text, system_prompt), add_special_tokens=False).input_ids for text in texts]
+    order, rows = sorted(range(len(chats)), key=lambda i: len(chats[i])), np.empty((len(chats), len(ids)))
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        padded = tokenizer.pad({"input_ids": [chats[i] for i in batch]}, padding_side="left", return_tensors="pt").to(model.device)
+        positions = (padded.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits = model(**padded, position_ids=positions, logits_to_keep=1).logits[:, -1, ids].float()
+        rows[batch] = logits.softmax(dim=-1).cpu().numpy()
+        if label:
+            report_progress(label, min(start + batch_size, len(order)), len(order), started)
+    return rows
+
+
+def shift_respond(probabilities: np.ndarray, bias: float) -> np.ndarray:
+    """The probabilities after `bias` is added to the logit of `respond` at the first step."""
+    shifted = probabilities * np.where(np.arange(probabilities.shape[1]) == 0, np.exp(bias), 1.0)
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def top_refusal(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest refusal category of each message (index into REFUSALS), and the probability that any refusal token comes first."""
+    return probabilities[:, 1:].argmax(axis=1), 1 - probabilities[:, 0]
+
+
+def choose_thresholds(probabilities: np.ndarray, harmful: np.ndarray, *, budget: float) -> dict[str, float]:
+    """For each category the least p(refuse) that refuses, so that the most harmful messages are refused while at most `budget` of the harmless ones are.
+
+    A message belongs to its likeliest refusal category. What one more false refusal buys is made equal over the categories (a Lagrangian,
+    the lowest price that keeps the budget). Choose on validation messages, use once on others.
+
+    Args:
+        probabilities: From `category_probabilities`, shape (n, 7).
+        harmful: Shape (n,), bool.
+        budget: Largest share of harmless messages refused.
+    """
+    category, p_refuse = top_refusal(probabilities)
+    cuts, right, false = zip(*(_cuts(p_refuse[category == i], harmful[category == i]) for i in range(len(REFUSALS))))
+    for price in np.geomspace(1e-3, 1e5, 400):
+        # The strictest cut of those that are worth the same.
+        chosen = [len(r) - 1 - int((r / harmful.sum() - price * f / (~harmful).sum())[::-1].argmax()) for r, f in zip(right, false)]
+        if sum(f[c] for f, c in zip(false, chosen)) <= budget * (~harmful).sum():
+            break
+    return {name: float(found[c]) for name, found, c in zip(REFUSALS, cuts, chosen)}
+
+
+def _cuts(p_refuse: np.ndarray, harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Candidate thresholds of one category, halfway between its messages and 1 (none refused) at the end, and how many harmful and harmless messages each refuses."""
+    values = np.unique(p_refuse)
+    cuts = np.concatenate([(values + np.concatenate([[0.0], values[:-1]])) / 2, [1.0]])
+    refused = p_refuse[None] >= cuts[:, None]
+    return cuts, (refused & harmful).sum(axis=1), (refused & ~harmful).sum(axis=1)
+
+
+def decide(probabilities: np.ndarray, thresholds: dict[str, float]) -> list[str]:
+    """The category of each message: its likeliest refusal where p(refuse) reaches that category's threshold, else `respond`."""
+    category, p_refuse = top_refusal(probabilities)
+    return [REFUSALS[c] if p >= thresholds[REFUSALS[c]] else RESPOND for c, p in zip(category, p_refuse)]
+
+
+def save_tokens(folder: Path, tokens: dict[str, str], thresholds: dict[str, float], **made_of) -> None:
+    """Write the mapping and the thresholds beside an adapter, with what they were chosen on."""
+    text = json.dumps({"tokens": tokens, "thresholds": thresholds, **made_of}, indent=1)
+    write_atomically(Path(folder) / TOKENS_FILE, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def load_tokens(folder: Path) -> tuple[dict[str, str], dict[str, float]]:
+    """Tokens and thresholds of an adapter. Raises TokenError when it has none, or lacks a category."""
+    path = Path(folder) / TOKENS_FILE
+    if not path.exists():
+        raise TokenError(f"{path} is missing; this adapter knows no refusal tokens, run 07_refusal_tokens")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    missing = [c for c in CATEGORIES if c not in saved.get("tokens", {})] + [c for c in REFUSALS if c not in saved.get("thresholds", {})]
+    if missing:
+        raise TokenError(f"{path}: category '{missing[0]}' is missing; run 07_refusal_tokens again")
+    return saved["tokens"], saved["thresholds"]

@@ -1,0 +1,169 @@
+"""How selective is refusal? p(refuse) of many messages, rates, curves, calibration, and what it costs in utility."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_curve
+from statsmodels.stats.proportion import proportion_confint
+
+from psychosafe_utils.config import RISK_CLUSTERS
+from psychosafe_utils.corpus import take_per_cluster
+from psychosafe_utils.journals import append_rows, read_rows
+from psychosafe_utils.refusal_tokens import CATEGORIES, RESPOND, category_probabilities
+from psychosafe_utils.stats import as_effects, balanced_accuracy, bootstrap_interval, difference_interval, mean_interval, roc_interval, wilcoxon_p
+from psychosafe_utils.tables import TableError
+from psychosafe_utils.utility import load_items, own_tasks
+
+SCORES = "scores.csv"
+SCORE_COLUMNS = ["prompt_id", "set", "label", "cluster", *CATEGORIES]
+SCORED_AT_ONCE = 256
+# Median difference of p(refuse) up to which two machines' scores are the same; bfloat16 moves it by some hundredths.
+SAME = 0.03
+
+
+def take_training_messages(prompts: pd.DataFrame, contrast: pd.DataFrame, split: str, *, n_risk: int, n_harmless: int, n_contrast: int, seed: int = 0) -> pd.DataFrame:
+    """Messages that teach the tokens: of each risk cluster, harmless look-alikes, all other harm, and contrast pairs; 0 takes all of a kind."""
+    one_line = contrast[contrast.split == split]
+    return pd.concat([
+        take_per_cluster(prompts, list(RISK_CLUSTERS), split, n_risk, seed=seed), take_per_cluster(prompts, ["benign"], split, n_harmless, seed=seed),
+        take_per_cluster(prompts, ["out_of_scope"], split, n_harmless, seed=seed),
+        one_line.sample(min(n_contrast, len(one_line)), random_state=seed) if n_contrast else one_line,
+    ], ignore_index=True)
+
+
+def messages_to_score(prompts: pd.DataFrame, contrast: pd.DataFrame, benchmarks: dict[str, pd.DataFrame | None]) -> pd.DataFrame:
+    """Validation and test messages of the corpus and of the contrast pairs, benchmarks where they are at hand, and the utility items.
+
+    Returns:
+        Columns prompt_id, text, set, label (safe or unsafe), cluster.
+    """
+    tables = []
+    for name, table in (("corpus", prompts), ("contrast", contrast)):
+        tables += [table[table.split == split].assign(set=f"{name}, {split}", label=np.where(table[table.split == split].cluster == "benign", "safe", "unsafe")) for split in ("val", "test")]
+    tables += [table[table.label != "other"].assign(set=name) for name, table in benchmarks.items() if table is not None]
+    items = pd.concat([load_items(task).assign(task=task) for task in own_tasks()])
+    ids = items.task + "-" + items.groupby("task").cumcount().astype(str)
+    tables.append(pd.DataFrame({"prompt_id": ids, "text": items.question, "set": "utility", "label": "safe", "cluster": "benign"}))
+    return pd.concat([t[["prompt_id", "text", "set", "label", "cluster"]] for t in tables], ignore_index=True)
+
+
+def score_messages(model, tokenizer, messages: pd.DataFrame, system_prompt: str, tokens: dict[str, str], *, journal: Path) -> pd.DataFrame:
+    """Rows of table `scores`: the probability of each category; resumable through a journal, which must be named after the adapter."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["prompt_id"]: row for row in read_rows(journal)}
+    todo = messages[~messages.prompt_id.isin(done)]
+    for start in range(0, len(todo), SCORED_AT_ONCE):
+        part = todo.iloc[start:start + SCORED_AT_ONCE]
+        found = category_probabilities(model, tokenizer, part.text.tolist(), system_prompt, tokens, label="p(refuse)")
+        rows = [{"prompt_id": i, **dict(zip(CATEGORIES, map(float, p)))} for i, p in zip(part.prompt_id, found)]
+        append_rows(journal, rows)
+        done |= {row["prompt_id"]: row for row in rows}
+    probabilities = pd.DataFrame([done[i] for i in messages.prompt_id], columns=["prompt_id", *CATEGORIES])
+    return messages.drop(columns="text").merge(probabilities, on="prompt_id")[SCORE_COLUMNS]
+
+
+def read_scores(adapter: Path) -> pd.DataFrame:
+    """The scores that stand beside the committed adapter."""
+    return pd.read_csv(Path(adapter) / SCORES, dtype={"prompt_id": str})
+
+
+def check_scores(scores: pd.DataFrame, committed: pd.DataFrame) -> float:
+    """Largest difference of p(refuse) between scores made here and the committed ones.
+
+    Raises:
+        TableError: When they are not the same adapter's on the same messages.
+    """
+    both = scores.merge(committed, on="prompt_id", suffixes=("", "_committed"))
+    difference = (both[RESPOND] - both[f"{RESPOND}_committed"]).abs()
+    if both.empty or difference.median() > SAME:
+        raise TableError(f"{SCORES} beside the adapter is not what this adapter gives here (median difference {difference.median():.3f} on {len(both)} messages); run with train=True")
+    return float(difference.max())
+
+
+def refusal_rates(scores: pd.DataFrame, **bootstrap) -> pd.DataFrame:
+    """Refusal of harmful and harmless messages by the chosen category, balanced accuracy and ROC area of p(refuse), a row a set, with intervals.
+
+    Args:
+        scores: Table `scores` with the column category, from `refusal_tokens.decide`.
+    """
+    rows = []
+    for name, group in scores.groupby("set", sort=False):
+        refused, unsafe = (group.category != RESPOND).to_numpy(float), (group.label == "unsafe").to_numpy()
+        row = {"set": name, "n_unsafe": int(unsafe.sum()), "n_safe": int((~unsafe).sum())}
+        for kind, mine in (("unsafe", refused[unsafe]), ("safe", refused[~unsafe])):
+            low, high = proportion_confint(mine.sum(), len(mine), method="beta") if len(mine) else (np.nan, np.nan)
+            row |= {f"refused_{kind}": mine.mean() if len(mine) else np.nan, f"{kind}_low": low, f"{kind}_high": high}
+        both = 0 < unsafe.sum() < len(unsafe)
+        pairs = np.column_stack([refused, unsafe]).astype(float)
+        balanced = bootstrap_interval(pairs, lambda x: balanced_accuracy(x[..., 0], x[..., 1]), **bootstrap) if both else [np.nan] * 3
+        area = roc_interval(1 - group[RESPOND].to_numpy(), unsafe, **bootstrap) if both else [np.nan] * 3
+        rows.append(row | dict(zip(("balanced_accuracy", "balanced_low", "balanced_high"), balanced)) | dict(zip(("roc_area", "roc_low", "roc_high"), area)))
+    return pd.DataFrame(rows)
+
+
+def refusal_curves(scores: pd.DataFrame) -> pd.DataFrame:
+    """Refusal against over-refusal over all thresholds of p(refuse), and the chosen point: columns set, over_refusal, refusal, chosen."""
+    tables = []
+    for name, group in scores.groupby("set", sort=False):
+        unsafe, refused = (group.label == "unsafe").to_numpy(), (group.category != RESPOND).to_numpy()
+        if not 0 < unsafe.sum() < len(unsafe) or name.endswith(", val"):
+            continue
+        over, right, _ = roc_curve(unsafe, 1 - group[RESPOND])
+        tables.append(pd.DataFrame({"set": name, "over_refusal": over, "refusal": right, "chosen": False}))
+        tables.append(pd.DataFrame({"set": [name], "over_refusal": [refused[~unsafe].mean()], "refusal": [refused[unsafe].mean()], "chosen": [True]}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def calibration_table(scores: pd.DataFrame, *, n_bins: int = 5) -> pd.DataFrame:
+    """Mean p(refuse) beside the share that is harmful, by bins of p(refuse), a column pair a set; and the expected calibration error."""
+    rows, edges = [], np.linspace(0, 1, n_bins + 1)
+    for name, group in scores.groupby("set", sort=False):
+        p, unsafe = (1 - group[RESPOND]).to_numpy(), (group.label == "unsafe").to_numpy()
+        if not 0 < unsafe.sum() < len(unsafe):
+            continue
+        place = np.clip(np.digitize(p, edges) - 1, 0, n_bins - 1)
+        bins = [(i, p[place == i].mean(), unsafe[place == i].mean(), (place == i).sum()) for i in range(n_bins) if (place == i).any()]
+        error = sum(n * abs(a - b) for _, a, b, n in bins) / len(p)
+        rows.append({"set": name, **{f"{edges[i]:.1f}-{edges[i + 1]:.1f}": f"{b:.2f} of {n}" for i, _, b, n in bins}, "calibration error": round(float(error), 3)})
+    return pd.DataFrame(rows).set_index("set").fillna("-")
+
+
+class UtilityCost(NamedTuple):
+    """Utility items refused, of how many, their share with its exact interval: what accuracy can fall by at most."""
+
+    refused: int
+    items: int
+    share: float
+    low: float
+    high: float
+
+
+def utility_cost(scores: pd.DataFrame) -> UtilityCost:
+    """What selective refusal can cost in utility: where an item is not refused, the untuned model answers, so its outcome is the same."""
+    refused = (scores[scores["set"] == "utility"].category != RESPOND).to_numpy()
+    low, high = proportion_confint(refused.sum(), len(refused), method="beta")
+    return UtilityCost(int(refused.sum()), len(refused), float(refused.mean()), float(low), float(high))
+
+
+def effect_rows(rates: pd.DataFrame, judged: pd.DataFrame, cost: UtilityCost, *, baseline: str, **bootstrap) -> pd.DataFrame:
+    """Table `effects`: refusal by set, relevance beside the baseline's on the same prompts, and the utility cost."""
+    rows = []
+    for r in rates.itertuples():
+        for kind, n in (("unsafe", r.n_unsafe), ("safe", r.n_safe)):
+            if n:
+                low, high = getattr(r, f"{kind}_low"), getattr(r, f"{kind}_high")
+                rows.append({"contrast": "tuned_tokens", "metric": "refusal", "cluster": f"{r.set}, {kind}", "estimate": getattr(r, f"refused_{kind}"), "low": low, "high": high, "n_prompts": n, "n_unscored": 0})
+    wide = judged.pivot(index="prompt_id", columns="condition", values="relevance")
+    both = wide.reindex(columns=["tuned_tokens", baseline]).dropna()
+    for name in wide:
+        known = wide[name].dropna()
+        rows.append({"contrast": name, "metric": "relevance", "cluster": "all", **mean_interval(known, **bootstrap)._asdict(), "n_unscored": int(wide[name].isna().sum())})
+    if len(both):
+        found = difference_interval(both["tuned_tokens"], both[baseline], **bootstrap)
+        rows.append({"contrast": f"tuned_tokens - {baseline}", "metric": "relevance", "cluster": "all", **found._asdict(), "test": "wilcoxon", "p": wilcoxon_p(both["tuned_tokens"], both[baseline]), "n_unscored": len(wide) - len(both)})
+    rows.append({"contrast": "tuned_tokens - generic", "metric": "accuracy", "cluster": "utility", "estimate": -cost.share, "low": -cost.high, "high": -cost.low, "n_prompts": cost.items, "n_unscored": 0})
+    return as_effects(pd.DataFrame(rows))

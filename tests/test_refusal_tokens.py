@@ -1,0 +1,164 @@
+"""Refusal tokens: their ids, what is learnt, p(refuse) whatever the padding, thresholds by hand, and adapters that know new tokens."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from psychosafe_utils import finetune, generate, models
+from psychosafe_utils import refusal_tokens as rt
+from psychosafe_utils.refusal_tokens import CATEGORIES, REFUSALS, RESPOND
+
+PROMPTS = pd.DataFrame({
+    "prompt_id": ["a", "b", "c", "d", "e"], "text": ["what hurts today", "talk about it", "feel for someone", "how are frogs", "trick them"],
+    "cluster": ["violence", "violence", "weapons", "benign", "out_of_scope"],
+})
+PAIRS = pd.DataFrame({"prompt_id": list("abcd"), "answer_slots": ["talk to [[directory]]", "the person can", "feel it", "frogs jump"]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return models.load_tokenizer(str(tiny_model))
+
+
+def test_the_embedded_vocabulary_has_free_tokens_and_they_are_single_ids():
+    tokenizer = models.load_tokenizer(models.EMBEDDED)
+    before = len(tokenizer)
+    tokens = rt.assign_tokens(tokenizer)
+    ids = rt.token_ids(tokenizer, tokens)
+    assert len(tokenizer) == before and len(set(ids)) == 7 and set(tokens) == set(CATEGORIES)
+    assert not set(ids) & {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id}
+    assert not any(text in tokenizer.chat_template for text in tokens.values())
+    assert tokenizer("x" + tokens["weapons"] + "y", add_special_tokens=False).input_ids.count(ids[4]) == 1
+
+
+def test_new_tokens_where_the_vocabulary_has_none(tiny_model):
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
+    tokens = rt.assign_tokens(tokenizer)
+    assert rt.token_ids(tokenizer, tokens) == list(range(before, before + 7))
+    assert tokenizer.special_tokens_map["eos_token"] == special["eos_token"]
+    assert rt.assign_tokens(tokenizer) == tokens and len(tokenizer) == before + 7
+
+
+def test_a_tokenizer_without_the_tokens_is_refused(tokenizer):
+    fresh = models.load_tokenizer(tokenizer.name_or_path)
+    with pytest.raises(rt.TokenError, match="not one id of its own"):
+        rt.token_ids(fresh, {c: f"<|{c}|>" for c in CATEGORIES})
+
+
+def test_what_is_learnt():
+    tokens = {c: f"<{c}>" for c in CATEGORIES}
+    rows = rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=1).set_index("prompt_id")
+    assert rows.answer[["c", "d", "e"]].tolist() == ["<weapons>feel it", "<respond>", "<out_of_scope>"]
+    assert sorted(rows.answer[["a", "b"]].str.len()) [0] == len("<violence>") and rows.ends.sum() == 2
+    assert not rows.ends[["d", "e"]].any()  # the untuned model answers these, or a fixed line does
+    assert rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0).ends.sum() == 0
+
+
+def test_probabilities_do_not_hang_on_padding_batch_or_order(tiny_model):
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokens = rt.assign_tokens(tokenizer)
+    models.add_rows(model, tokenizer)
+    texts = ["what hurts today", "talk " * 30, "feel", "someone can talk about what hurts " * 4]
+    one_by_one = rt.category_probabilities(model, tokenizer, texts, "", tokens, batch_size=1)
+    together = rt.category_probabilities(model, tokenizer, texts[::-1], "", tokens, batch_size=4)[::-1]
+    np.testing.assert_allclose(one_by_one, together, atol=1e-5)
+    np.testing.assert_allclose(one_by_one.sum(axis=1), 1)
+    assert np.ptp(one_by_one[:, 0]) > 1e-4
+
+
+def test_bias_on_respond_is_a_threshold_on_p_refuse():
+    p = np.array([[0.7, 0.1, 0.2, 0, 0, 0, 0], [0.4, 0.6, 0, 0, 0, 0, 0]])
+    shifted = rt.shift_respond(p, np.log(2))
+    assert shifted[0] == pytest.approx(np.array([1.4, 0.1, 0.2, 0, 0, 0, 0]) / 1.7) and shifted[1, 0] == pytest.approx(0.8 / 1.4)
+    # p(refuse) >= t before is p(refuse) >= 1/2 after a bias of log(t / (1 - t))
+    threshold = 0.25
+    after = 1 - rt.shift_respond(p, np.log(threshold / (1 - threshold)))[:, 0]
+    assert ((after >= 0.5) == (1 - p[:, 0] >= threshold)).all()
+
+
+def rows(*pairs):
+    """Probabilities from (category, p_refuse)."""
+    table = np.zeros((len(pairs), 7))
+    for i, (category, p) in enumerate(pairs):
+        table[i, 0], table[i, 1 + REFUSALS.index(category)] = 1 - p, p
+    return table
+
+
+def test_thresholds_by_hand():
+    # violence separates at once; among weapons one harmless message lies above a harmful one.
+    p = rows(("violence", 0.9), ("violence", 0.2), ("weapons", 0.8), ("weapons", 0.6), ("weapons", 0.4), ("weapons", 0.1))
+    harmful = np.array([True, False, True, False, True, False])
+    strict = rt.choose_thresholds(p, harmful, budget=0.0)
+    assert 0.2 < strict["violence"] <= 0.9 and 0.6 < strict["weapons"] <= 0.8 and strict["substance_use"] == 1.0
+    assert rt.decide(p, strict) == ["violence", RESPOND, "weapons", RESPOND, RESPOND, RESPOND]
+    loose = rt.choose_thresholds(p, harmful, budget=0.34)
+    assert rt.decide(p, loose) == ["violence", RESPOND, "weapons", "weapons", "weapons", RESPOND]
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.02, 0.1, 0.5])
+def test_the_budget_is_kept_and_a_larger_one_refuses_no_less(budget):
+    rng = np.random.default_rng(1)
+    harmful = rng.random(400) < 0.4
+    p_refuse = np.clip(rng.normal(0.35 + 0.3 * harmful, 0.2), 0.01, 0.99)
+    p = rows(*[(REFUSALS[rng.integers(6)], value) for value in p_refuse])
+    refused = np.array([c != RESPOND for c in rt.decide(p, rt.choose_thresholds(p, harmful, budget=budget))])
+    assert refused[~harmful].mean() <= budget
+    more = np.array([c != RESPOND for c in rt.decide(p, rt.choose_thresholds(p, harmful, budget=budget + 0.2))])
+    assert more[harmful].mean() >= refused[harmful].mean()
+
+
+def test_the_mapping_is_saved_beside_the_adapter_and_read_again(tmp_path):
+    tokens, thresholds = {c: f"<{c}>" for c in CATEGORIES}, {c: 0.5 for c in REFUSALS}
+    rt.save_tokens(tmp_path, tokens, thresholds, budget=0.02)
+    assert rt.load_tokens(tmp_path) == (tokens, thresholds)
+    saved = json.loads((tmp_path / rt.TOKENS_FILE).read_text())
+    del saved["thresholds"]["weapons"]
+    (tmp_path / rt.TOKENS_FILE).write_text(json.dumps(saved))
+    with pytest.raises(rt.TokenError, match="'weapons' is missing; run 07"):
+        rt.load_tokens(tmp_path)
+    with pytest.raises(rt.TokenError, match="knows no refusal tokens"):
+        rt.load_tokens(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "tiny_hybrid"])
+def test_new_tokens_are_learnt_and_their_rows_alone_are_kept(name, request, tmp_path):
+    """A vocabulary without free tokens, with two matrices and with one for both sides: the harmful message's token comes first, also from the saved adapter."""
+    tiny_model = request.getfixturevalue(name)
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    tokens = rt.assign_tokens(tokenizer)
+    learnt = rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0)
+    recipe = finetune.Recipe(lora_r=4, lora_alpha=8, learning_rate=0.03, max_steps=30, warmup_steps=2, batch_size=5, max_length=128, eval_steps=30, four_bit=False)
+    folder, _ = finetune.train_adapter(str(tiny_model), "r", tokenizer, learnt, learnt, "", recipe=recipe, work=tmp_path, token_ids=tuple(rt.token_ids(tokenizer, tokens)))
+    assert (folder / "adapter_model.safetensors").stat().st_size < 600 * 64 * 4
+    model = models.load_model(str(tiny_model), four_bit=False, adapter=str(folder), tokenizer=tokenizer)
+    p = rt.category_probabilities(model, tokenizer, PROMPTS.text.tolist(), "", tokens)
+    assert [CATEGORIES[i] for i in p.argmax(axis=1)] == ["violence", "violence", "weapons", RESPOND, "out_of_scope"]
+
+
+def test_an_answer_goes_on_behind_its_token(tiny_model, tmp_path):
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    decoding = generate.Decoding(max_new_tokens=5, batch_size=2)
+    asked = PROMPTS[["prompt_id", "text"]].iloc[:2]
+    plain = generate.generate_answers(model, tokenizer, asked, "", decoding=decoding, journal=tmp_path / "a.jsonl")
+    begun = generate.generate_answers(model, tokenizer, asked.assign(begins="talk to someone"), "", decoding=decoding, journal=tmp_path / "b.jsonl")
+    assert not begun.response.str.startswith("talk to someone").any() and plain.response.tolist() != begun.response.tolist()
+
+
+def test_the_embedded_models_free_tokens_are_all_alike_until_they_are_trained(tmp_path):
+    """Four of the seven have the same row but for rounding: no adapter on the layers alone can tell them apart."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer, model = models.load_tokenizer(models.EMBEDDED), models.load_model(models.EMBEDDED, four_bit=False)
+    ids = rt.token_ids(tokenizer, rt.assign_tokens(tokenizer))
+    rows = model.get_output_embeddings().weight[ids]
+    like = torch.nn.functional.cosine_similarity(rows[:, None].float(), rows[None].float(), dim=-1)
+    assert (like > 0.999).sum(dim=1).max() >= 4
+    trained = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=finetune._rows_to_train(model, ids)))
+    out = trained(input_ids=torch.tensor([[10, 20, 30]]), logits_to_keep=1).logits[0, -1, ids]
+    out[-1].backward()
+    gradients = [p.grad for n, p in trained.named_parameters() if "trainable_tokens" in n and p.grad is not None]
+    assert gradients and any((g[-1] != 0).any() for g in gradients)
