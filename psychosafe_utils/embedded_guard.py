@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +20,8 @@ from psychosafe_utils.corpus import load_contrast, load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.guard import JUDGEMENTS, Verdict
 from psychosafe_utils.refusals import load_refusal_model, refusal_features
-from psychosafe_utils.stats import bootstrap_interval, roc_interval
-from psychosafe_utils.tables import write_atomically
+from psychosafe_utils.stats import bootstrap_interval, f1, roc_interval
+from psychosafe_utils.tables import put_markdown_table
 
 MODEL = Path(__file__).parent / "rubric" / "guard_model.npz"
 CARD = MODEL.with_name("GUARD_MODEL.md")
@@ -137,8 +136,8 @@ def guard_figures(sets: pd.DataFrame, probabilities: np.ndarray, **bootstrap) ->
         row = {"set": name, "harmful": int(unsafe.sum()), "harmless": int((~unsafe).sum()), "unread": int(np.isnan(probabilities[place]).sum())}
         row |= {"recall": mine[unsafe].mean() if unsafe.any() else np.nan, "false alarms": mine[~unsafe].mean() if (~unsafe).any() else np.nan}
         if unsafe.any() and (~unsafe).any():
-            f1 = bootstrap_interval(np.column_stack([mine, unsafe]).astype(float), f1_of_samples, **bootstrap)
-            row |= {"F1": f1.estimate, "F1 low": f1.low, "F1 high": f1.high, "ROC area": roc_interval(np.nan_to_num(probabilities[place]), unsafe, **bootstrap).estimate}
+            found = bootstrap_interval(np.column_stack([mine, unsafe]).astype(float), f1, **bootstrap)
+            row |= {"F1": found.estimate, "F1 low": found.low, "F1 high": found.high, "ROC area": roc_interval(np.nan_to_num(probabilities[place]), unsafe, **bootstrap).estimate}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -155,14 +154,8 @@ def reliability(sets: pd.DataFrame, probabilities: np.ndarray, *, n_bins: int = 
     return pd.DataFrame(rows, columns=["set", "p", "share", "n"])
 
 
-def f1_of_samples(x: np.ndarray) -> np.ndarray:
-    """F1 of said (0 or 1) against true, shape (samples, n, 2); NaN where neither says or is any."""
-    with np.errstate(all="ignore"):
-        return 2 * (x[..., 0] * x[..., 1]).sum(-1) / (x[..., 0].sum(-1) + x[..., 1].sum(-1))
-
-
 def unseen_messages() -> pd.DataFrame:
-    """Messages that the guard has not seen: test splits of the corpus and of the contrast pairs, and benchmarks where they are at hand: text, set, label."""
+    """Messages that the guard has not seen: test splits of the corpus and of the contrast pairs, and benchmarks where they are at hand: prompt_id, text, set, label."""
     prompts, contrast = load_corpus()[0], load_contrast()
     public = {"XSTest": load_xstest()[0], "CoCoNot": load_coconot()[0], "SimpleSafetyTests": load_simple_safety()[0]}
     tables = [t[t.split == "test"].assign(set=name, label=lambda t: np.where(t.cluster == "benign", "safe", "unsafe")) for name, t in (("corpus", prompts), ("contrast pairs", contrast))]
@@ -179,13 +172,5 @@ def train_guard() -> pd.DataFrame:
     load_guard_model.cache_clear()
     sets = unseen_messages()
     figures = guard_figures(sets, harm_probabilities(sets.text.tolist()))
-    write_card(figures.round(3).astype(object).where(figures.notna(), "-"))
+    put_markdown_table(figures.round(3).astype(object).where(figures.notna(), "-"), CARD, "figures")
     return figures
-
-
-def write_card(figures: pd.DataFrame) -> None:
-    """Put measured figures between the card's markers."""
-    lines = [list(figures.columns), ["---"] * figures.shape[1], *figures.astype(str).to_numpy().tolist()]
-    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    text = re.sub(r"(?s)(<!-- figures -->\n).*?(<!-- /figures -->)", rf"\g<1>{markdown}\n\g<2>", CARD.read_text(encoding="utf-8"))
-    write_atomically(CARD, lambda p: p.write_text(text, encoding="utf-8"))

@@ -66,8 +66,9 @@ def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None 
     down = -(-len(metrics) // across)
     figure, axes = plt.subplots(down, across, figsize=(2.5 * across + 1.4, (0.5 * len(conditions) + 1.6) * down), sharex=True, sharey=True, squeeze=False)
     palette = sns.color_palette("colorblind", len(conditions))
-    for ax in axes.flat[len(metrics):]:
-        ax.set_visible(False)
+    for place in range(len(metrics), across * down):
+        axes.flat[place].set_visible(False)
+        axes.flat[place - across].tick_params(labelbottom=True)  # shared axes label the lowest row alone
     for ax, metric in zip(axes.flat, metrics):
         rows = table[table.metric == metric].set_index("condition")
         for i, condition in enumerate(c for c in conditions if c in rows.index):

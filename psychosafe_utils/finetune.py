@@ -218,11 +218,6 @@ def find_adapter(run_dir: Path, generations: pd.DataFrame) -> Path:
     raise FileNotFoundError(f"no adapter with hash {wanted} in {run_dir}/training; run 03_finetune_qlora again")
 
 
-def _named(recipe: Recipe) -> list:
-    """A recipe's values as they name an adapter's folder; what came later stands there only where it is used."""
-    return list(recipe) if recipe.first_layer else list(recipe)[:-1]
-
-
 def train_adapter(
     model_id: str, revision: str, tokenizer, train: pd.DataFrame, val: pd.DataFrame, system_prompt: str, *, recipe: Recipe, work: Path,
     token_ids: tuple[int, ...] = (),
@@ -237,8 +232,8 @@ def train_adapter(
     Returns:
         Folder of the adapter, and its learning curve (table `curves`).
     """
-    made_of = [model_id, revision, _named(recipe), system_prompt, *(f[[c for c in ("text", "answer", "ends") if c in f]].values.tolist() for f in (train, val))]
-    folder = Path(work) / f"adapter-{content_hash(made_of, *([list(token_ids)] if token_ids else []))}"
+    pairs = [f[[c for c in ("text", "answer", "ends") if c in f]].values.tolist() for f in (train, val)]
+    folder = Path(work) / f"adapter-{content_hash(model_id, revision, recipe, system_prompt, token_ids, pairs)}"
     curve_file = folder / "log_history.json"
     if not curve_file.exists():
         log = _train(model_id, tokenizer, train, val, system_prompt, recipe, folder, token_ids)

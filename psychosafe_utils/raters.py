@@ -14,7 +14,7 @@ RATERS = ("rule", "llm", "local", "guard")
 
 def judge_answers(
     answers: pd.DataFrame, rater: str, *, model: str = "", endpoint: str = "", journal: Path | None = None, rubric: str = PUBLISHED,
-    repeats: int = 1, generators: list[str] = (), own_family: bool = False,
+    repeats: int = 1, generators: list[str] = (), own_family: bool = False, four_bit: bool = False,
 ) -> pd.DataFrame:
     """Rows of table `judgements` by one rater.
 
@@ -24,6 +24,7 @@ def judge_answers(
         model: The judge's name, for `llm` at the endpoint, for `local` as `load_model` takes it, for `guard` '' for the embedded one.
         endpoint: Base URL of an OpenAI-compatible server, for `llm` and `guard`; its key stands in OPENAI_API_KEY.
         journal: File of replies, for `llm`.
+        four_bit: Load a model on this machine in 4 bits, for `local` and `guard`.
         generators: Models that wrote the answers; a judge of their family needs `own_family`.
     Raises:
         ValueError: When there is no such rater, or it lacks something.
@@ -42,7 +43,7 @@ def judge_answers(
         from psychosafe_utils.guard import guard_rows, judge_messages
 
         messages = answers.rename(columns={"text": "prompt"})[["prompt", "response"]]
-        judged = judge_messages(messages, model=model, endpoint=endpoint)
+        judged = judge_messages(messages, model=model, endpoint=endpoint, four_bit=four_bit)
         return guard_rows(answers.generation_id.tolist(), judged.verdicts, f"guard:{model or 'embedded'}", judged.raws)
     from psychosafe_utils.llm_judges import Endpoint, family_note, judge_with_endpoint
 
@@ -58,7 +59,7 @@ def judge_answers(
     from psychosafe_utils.models import load_model, load_tokenizer
 
     name = model + family_note(model, list(generators), allow_own=own_family)
-    return judge_locally(answers, load_model(model, four_bit=False), load_tokenizer(model), name, rubric=rubric)
+    return judge_locally(answers, load_model(model, four_bit=four_bit), load_tokenizer(model), name, rubric=rubric)
 
 
 def with_panel(judgements: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
@@ -16,7 +14,7 @@ from psychosafe_utils.config import DATA
 from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, predicted_classes, refusal_features, rule_features, rule_refusal
-from psychosafe_utils.tables import write_atomically
+from psychosafe_utils.tables import put_markdown_table
 
 COMPONENTS, INVERSE_PENALTY = 150, 0.01
 CARD = MODEL.with_name("REFUSAL_MODEL.md")
@@ -105,8 +103,5 @@ def train_refusal_model() -> pd.DataFrame:
     model = fit_refusal_model(features, table.label.to_numpy(), n_patterns)
     with open(MODEL, "wb") as file:
         np.savez_compressed(file, weights=model.weights.astype(np.float32), bias=model.bias.astype(np.float32))
-    lines = [list(figures.columns), ["---"] * figures.shape[1], *figures.astype(str).to_numpy().tolist()]
-    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    text = re.sub(r"(?s)(<!-- figures -->\n).*?(<!-- /figures -->)", rf"\g<1>{markdown}\n\g<2>", CARD.read_text(encoding="utf-8"))
-    write_atomically(CARD, lambda p: p.write_text(text, encoding="utf-8"))
+    put_markdown_table(figures, CARD, "figures")
     return figures

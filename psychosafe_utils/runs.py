@@ -20,7 +20,7 @@ from psychosafe_utils.config import (
 )
 from psychosafe_utils.journals import read_rows
 from psychosafe_utils.report import mean_table, write_report
-from psychosafe_utils.tables import content_hash, package_versions, read_table, sha256_of, write_atomically
+from psychosafe_utils.tables import content_hash, package_versions, put_markdown_table, read_table, sha256_of, write_atomically
 
 
 def parameter_defaults(path: Path) -> dict:
@@ -187,7 +187,10 @@ def publish_run(run_dir: Path) -> list[Path]:
         written.append(Path(shutil.copy(figure, ROOT / "figures" / figure.name)))
     written += publish_answers(run_dir)
     effects = run_dir / "tables" / "04_effects.parquet"
-    return [*written, put_result_into_readme(read_table(effects, "effects"))] if effects.exists() else written
+    if effects.exists():
+        put_markdown_table(mean_table(read_table(effects, "effects")), ROOT / "README.md", "result")
+        written.append(ROOT / "README.md")
+    return written
 
 
 def publish_answers(run_dir: Path) -> list[Path]:
@@ -213,14 +216,3 @@ def publish_answers(run_dir: Path) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
     return targets
-
-
-def put_result_into_readme(effects: pd.DataFrame) -> Path:
-    """Write the comparison table between the README's result markers, so that no number in it is typed by hand."""
-    table = mean_table(effects)
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(re.sub(r"(?s)(<!-- result -->\n).*?(<!-- /result -->)", rf"\g<1>{markdown}\n\g<2>", text), encoding="utf-8")
-    return readme

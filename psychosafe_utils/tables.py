@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -174,6 +175,14 @@ def write_table(frame: pd.DataFrame, path: Path, name: str, *, parameters: dict,
     text = json.dumps(sidecar, indent=1, sort_keys=True)
     write_atomically(path.with_name(path.name + ".json"), lambda p: p.write_text(text, encoding="utf-8"))
     return frame
+
+
+def put_markdown_table(frame: pd.DataFrame, path: Path, marker: str) -> None:
+    """Write `frame` as a Markdown table between a text's `<!-- marker -->` and `<!-- /marker -->`, so that no number in it is typed by hand."""
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.astype(str).to_numpy().tolist()]
+    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = re.sub(rf"(?s)(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", rf"\g<1>{markdown}\n\g<2>", path.read_text(encoding="utf-8"))
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _recorded_hash(sidecar: Path) -> str:

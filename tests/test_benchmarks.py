@@ -96,7 +96,13 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
         raise httpx.ConnectError("no route")
 
     monkeypatch.setattr(benchmarks.httpx, "head", head)
-    monkeypatch.setitem(sys.modules, "datasets", type("datasets", (), {"load_dataset": None}))
+    monkeypatch.setattr(benchmarks.constants, "HF_HUB_OFFLINE", False)
+
+    def load_dataset(name, config, split):
+        assert benchmarks.constants.HF_HUB_OFFLINE  # so a cached copy would be read, and nothing tried
+        raise ConnectionError
+
+    monkeypatch.setitem(sys.modules, "datasets", type("datasets", (), {"load_dataset": staticmethod(load_dataset)}))
     whys = [load()[1] for load in (load_xstest, benchmarks.load_coconot, benchmarks.load_simple_safety, benchmarks.load_sorry_bench)]
     assert len(asked) == 1 and all("not at hand (ConnectionError)" in why for why in whys)
 
@@ -106,7 +112,6 @@ def test_a_hub_that_answers_is_read(monkeypatch):
     hub = type("datasets", (), {"load_dataset": staticmethod(lambda name, config, split: type("Rows", (), {"to_pandas": lambda self: rows})())})
     monkeypatch.setitem(sys.modules, "datasets", hub)
     monkeypatch.setattr(benchmarks.httpx, "head", lambda address, timeout: None)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     table, source = load_xstest()
     assert table.prompt_id.tolist() == ["xstest-7"] and source == "XSTest: 1 prompts from the hub (Paul/XSTest)"
     benchmarks.hub_is_near.cache_clear()

@@ -55,14 +55,6 @@ def test_the_committed_model_and_its_three_judgements():
     assert messages.columns.tolist() == ["prompt", "response"]
 
 
-def test_the_card_shows_the_figures_between_its_markers(tmp_path, monkeypatch):
-    card = tmp_path / "CARD.md"
-    card.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
-    monkeypatch.setattr(embedded_guard, "CARD", card)
-    embedded_guard.write_card(pd.DataFrame({"set": ["x"], "F1": [0.5]}))
-    assert card.read_text() == "before\n<!-- figures -->\n| set | F1 |\n| --- | --- |\n| x | 0.5 |\n<!-- /figures -->\nafter\n"
-
-
 def test_a_file_of_messages_by_the_command_line(tmp_path, capsys):
     from psychosafe_utils.__main__ import main
 

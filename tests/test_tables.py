@@ -232,3 +232,10 @@ def test_a_half_that_a_killed_run_left_is_written_over(tmp_path):
     (tmp_path / ".03_curves.parquet.partial").write_bytes(b"half")
     write_curves(tmp_path / "03_curves.parquet")
     assert no_partial_in(tmp_path) and len(read_table(tmp_path / "03_curves.parquet", "curves")) == 3
+
+
+def test_a_markdown_table_is_put_between_its_markers(tmp_path):
+    card = tmp_path / "CARD.md"
+    card.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
+    tables.put_markdown_table(pd.DataFrame({"set": ["x"], "F1": [0.5]}), card, "figures")
+    assert card.read_text() == "before\n<!-- figures -->\n| set | F1 |\n| --- | --- |\n| x | 0.5 |\n<!-- /figures -->\nafter\n"
