@@ -130,7 +130,7 @@ def plot_layers(curves: pd.DataFrame) -> plt.Figure:
             elif len(rows):
                 ax.plot(rows.layer, rows.value, ("-", "--", "-.", ":")[i % 4], color=palette[name], lw=2, label=name)
         ax.set(xlabel="layer", ylabel=LAYER_LABELS.get(index, index))
-        ax.legend(frameon=False, fontsize=9)
+    axes[0, 0].legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.tight_layout()
     return figure
 

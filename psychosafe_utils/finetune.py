@@ -257,6 +257,15 @@ def _rows_to_train(model, token_ids: list[int]) -> dict[str, list[int]]:
     return {name.split(".")[-1]: token_ids for name, module in model.named_modules() if any(module is side for side in sides)}
 
 
+@torch.no_grad()
+def _set_apart(model, token_ids: tuple[int, ...], seed: int) -> None:
+    """Give tokens rows at right angles to each other, of the vocabulary's mean length: free tokens often share one row, and small steps would not part them."""
+    for weight in {id(side.weight): side.weight for side in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        drawn = torch.randn(weight.shape[1], len(token_ids), generator=torch.Generator().manual_seed(seed))
+        rows = torch.linalg.qr(drawn)[0].T * weight.float().norm(dim=1).mean()
+        weight[list(token_ids)] = rows.to(weight)
+
+
 def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folder: Path, token_ids=()) -> list[dict]:
     """One training run into `folder`; returns the Trainer's log."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,6 +276,7 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
     lora = LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules=_targets(model, recipe.first_layer), task_type="CAUSAL_LM")
     add_rows(model, tokenizer)
     if token_ids:
+        _set_apart(model, token_ids, recipe.seed)
         lora.trainable_token_indices = _rows_to_train(model, list(token_ids))
     model = get_peft_model(model, lora)
     model.peft_config["default"].base_model_name_or_path = model_id  # not the folder that it lies in on this machine

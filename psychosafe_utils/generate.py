@@ -158,7 +158,7 @@ def generate_answers(
             done |= new
             report_progress(label, len(done) - before, len(chats) - before, started)
     rows = [{"prompt_id": p, **done[p]._asdict()} for p in prompts.prompt_id]
-    return pd.DataFrame(rows, columns=["prompt_id", *Answer._fields])
+    return pd.DataFrame(rows, columns=["prompt_id", *Answer._fields]).astype({"n_tokens": int})
 
 
 def generation_rows(

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from psychosafe_utils.config import RISK_CLUSTERS
+from psychosafe_utils.config import RISK_CLUSTERS, ROOT
 from psychosafe_utils.generate import report_progress
+from psychosafe_utils.models import EMBEDDED
 from psychosafe_utils.prompts import render_chat
 from psychosafe_utils.tables import write_atomically
 
@@ -19,6 +20,7 @@ RESPOND = "respond"
 REFUSALS = (*RISK_CLUSTERS, "out_of_scope")
 CATEGORIES = (RESPOND, *REFUSALS)
 TOKENS_FILE = "refusal_tokens.json"
+COMMITTED = ROOT / "data" / "adapters" / "refusal_tokens"
 # Names that vocabularies keep free tokens under: Llama, Gemma, Mistral, Phi, StarCoder and SmolLM.
 FREE = ("reserved", "unused", "placeholder", "dummy", "extra", "repo_name", "reponame", "file_sep", "filename", "gh_stars", "issue_", "jupyter_", "empty_output", "object_ref", "box_", "quad_", "vision_pad")
 
@@ -75,29 +77,36 @@ def token_pairs(prompts: pd.DataFrame, pairs: pd.DataFrame, tokens: dict[str, st
 
 
 @torch.inference_mode()
-def category_probabilities(model, tokenizer, texts: list[str], system_prompt: str, tokens: dict[str, str], *, batch_size: int = 32, label: str = "") -> np.ndarray:
-    """Probability of each category as first token of the answer, shape (texts, 7): one forward pass, the logits of the seven tokens alone.
+def category_probabilities(model, tokenizer, texts: list[str], system_prompt: str, tokens: dict[str, str], *, batch_size: int = 32, label: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Probability of each category as first token of the answer, shape (texts, 7), among the seven; and what the seven have of the whole vocabulary's, shape (texts,). One forward pass.
 
     Padding stands on the left and positions are counted without it, so the answer's position is the last one whatever the batch.
     """
     ids, started = token_ids(tokenizer, tokens), time.perf_counter()
     chats = [tokenizer(render_chat(tokenizer, text, system_prompt), add_special_tokens=False).input_ids for text in texts]
-    order, rows = sorted(range(len(chats)), key=lambda i: len(chats[i])), np.empty((len(chats), len(ids)))
+    order, rows, mass = sorted(range(len(chats)), key=lambda i: len(chats[i])), np.empty((len(chats), len(ids))), np.empty(len(chats))
     for start in range(0, len(order), batch_size):
         batch = order[start:start + batch_size]
         padded = tokenizer.pad({"input_ids": [chats[i] for i in batch]}, padding_side="left", return_tensors="pt").to(model.device)
         positions = (padded.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        logits = model(**padded, position_ids=positions, logits_to_keep=1).logits[:, -1, ids].float()
-        rows[batch] = logits.softmax(dim=-1).cpu().numpy()
+        logits = model(**padded, position_ids=positions, logits_to_keep=1).logits[:, -1].float()
+        rows[batch] = logits[:, ids].softmax(dim=-1).cpu().numpy()
+        mass[batch] = logits.softmax(dim=-1)[:, ids].sum(dim=-1).clamp(max=1).cpu().numpy()
         if label:
             report_progress(label, min(start + batch_size, len(order)), len(order), started)
-    return rows
+    return rows, mass
 
 
 def shift_respond(probabilities: np.ndarray, bias: float) -> np.ndarray:
     """The probabilities after `bias` is added to the logit of `respond` at the first step."""
     shifted = probabilities * np.where(np.arange(probabilities.shape[1]) == 0, np.exp(bias), 1.0)
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def choose_bias(probabilities: np.ndarray, harmful: np.ndarray, *, budget: float) -> float:
+    """Least bias on `respond` at which at most `budget` of the harmless messages have a refusal as their likeliest token; the alternative to thresholds."""
+    margin = np.log(probabilities[:, 1:].max(axis=1)) - np.log(probabilities[:, 0])
+    return float(np.quantile(margin[~harmful], 1 - budget, method="higher"))
 
 
 def top_refusal(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,3 +165,10 @@ def load_tokens(folder: Path) -> tuple[dict[str, str], dict[str, float]]:
     if missing:
         raise TokenError(f"{path}: category '{missing[0]}' is missing; run 07_refusal_tokens again")
     return saved["tokens"], saved["thresholds"]
+
+
+def committed_adapter(model_id: str) -> Path:
+    """Folder of the committed adapter. Raises TokenError for a model that it was not trained for."""
+    if model_id != EMBEDDED:
+        raise TokenError(f"the committed adapter is for {EMBEDDED}, not for '{model_id}'; train one with notebook 07 (train=True)")
+    return COMMITTED

@@ -15,11 +15,11 @@ from psychosafe_utils.corpus import take_per_cluster
 from psychosafe_utils.journals import append_rows, read_rows
 from psychosafe_utils.refusal_tokens import CATEGORIES, RESPOND, category_probabilities
 from psychosafe_utils.stats import as_effects, balanced_accuracy, bootstrap_interval, difference_interval, mean_interval, roc_interval, wilcoxon_p
-from psychosafe_utils.tables import TableError
+from psychosafe_utils.tables import TableError, write_atomically
 from psychosafe_utils.utility import load_items, own_tasks
 
 SCORES = "scores.csv"
-SCORE_COLUMNS = ["prompt_id", "set", "label", "cluster", *CATEGORIES]
+SCORE_COLUMNS = ["prompt_id", "set", "label", "cluster", *CATEGORIES, "mass"]
 SCORED_AT_ONCE = 256
 # Median difference of p(refuse) up to which two machines' scores are the same; bfloat16 moves it by some hundredths.
 SAME = 0.03
@@ -52,23 +52,37 @@ def messages_to_score(prompts: pd.DataFrame, contrast: pd.DataFrame, benchmarks:
 
 
 def score_messages(model, tokenizer, messages: pd.DataFrame, system_prompt: str, tokens: dict[str, str], *, journal: Path) -> pd.DataFrame:
-    """Rows of table `scores`: the probability of each category; resumable through a journal, which must be named after the adapter."""
+    """Rows of table `scores`: the probability of each category; resumable through a journal, which must be named after all that made them."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = {row["prompt_id"]: row for row in read_rows(journal)}
     todo = messages[~messages.prompt_id.isin(done)]
     for start in range(0, len(todo), SCORED_AT_ONCE):
         part = todo.iloc[start:start + SCORED_AT_ONCE]
-        found = category_probabilities(model, tokenizer, part.text.tolist(), system_prompt, tokens, label="p(refuse)")
-        rows = [{"prompt_id": i, **dict(zip(CATEGORIES, map(float, p)))} for i, p in zip(part.prompt_id, found)]
+        found = np.column_stack(category_probabilities(model, tokenizer, part.text.tolist(), system_prompt, tokens, label="p(refuse)"))
+        rows = [{"prompt_id": i, **dict(zip((*CATEGORIES, "mass"), map(float, p)))} for i, p in zip(part.prompt_id, found)]
         append_rows(journal, rows)
         done |= {row["prompt_id"]: row for row in rows}
-    probabilities = pd.DataFrame([done[i] for i in messages.prompt_id], columns=["prompt_id", *CATEGORIES])
+    probabilities = pd.DataFrame([done[i] for i in messages.prompt_id], columns=["prompt_id", *CATEGORIES, "mass"])
     return messages.drop(columns="text").merge(probabilities, on="prompt_id")[SCORE_COLUMNS]
 
 
+def write_scores(scores: pd.DataFrame, adapter: Path) -> None:
+    """Put scores beside their adapter."""
+    write_atomically(Path(adapter) / SCORES, lambda p: scores.round(5).to_csv(p, index=False))
+
+
 def read_scores(adapter: Path) -> pd.DataFrame:
-    """The scores that stand beside the committed adapter."""
-    return pd.read_csv(Path(adapter) / SCORES, dtype={"prompt_id": str})
+    """The scores that stand beside an adapter."""
+    return pd.read_csv(Path(adapter) / SCORES, dtype={"prompt_id": str}, keep_default_na=False)
+
+
+def take_to_score(messages: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
+    """About `n` messages of each set, the same number harmful and harmless where it has both; 0 takes all."""
+    if not n:
+        return messages
+    kinds = messages.groupby("set").label.transform("nunique")
+    parts = [g.sample(min(len(g), -(-n // int(kinds[g.index[0]]))), random_state=seed) for _, g in messages.groupby(["set", "label"], sort=False)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def check_scores(scores: pd.DataFrame, committed: pd.DataFrame) -> float:
@@ -150,7 +164,7 @@ def utility_cost(scores: pd.DataFrame) -> UtilityCost:
 
 
 def effect_rows(rates: pd.DataFrame, judged: pd.DataFrame, cost: UtilityCost, *, baseline: str, **bootstrap) -> pd.DataFrame:
-    """Table `effects`: refusal by set, relevance beside the baseline's on the same prompts, and the utility cost."""
+    """Table `effects`: refusal by set, relevance beside the baseline's on the same prompts, and what utility can lose at most (metric accuracy_bound)."""
     rows = []
     for r in rates.itertuples():
         for kind, n in (("unsafe", r.n_unsafe), ("safe", r.n_safe)):
@@ -165,5 +179,5 @@ def effect_rows(rates: pd.DataFrame, judged: pd.DataFrame, cost: UtilityCost, *,
     if len(both):
         found = difference_interval(both["tuned_tokens"], both[baseline], **bootstrap)
         rows.append({"contrast": f"tuned_tokens - {baseline}", "metric": "relevance", "cluster": "all", **found._asdict(), "test": "wilcoxon", "p": wilcoxon_p(both["tuned_tokens"], both[baseline]), "n_unscored": len(wide) - len(both)})
-    rows.append({"contrast": "tuned_tokens - generic", "metric": "accuracy", "cluster": "utility", "estimate": -cost.share, "low": -cost.high, "high": -cost.low, "n_prompts": cost.items, "n_unscored": 0})
+    rows.append({"contrast": "tuned_tokens - generic", "metric": "accuracy_bound", "cluster": "utility", "estimate": -cost.share, "low": -cost.high, "high": -cost.low, "n_prompts": cost.items, "n_unscored": 0})
     return as_effects(pd.DataFrame(rows))

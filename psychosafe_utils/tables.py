@@ -65,7 +65,7 @@ SCHEMAS = {
     },
     "scores": {
         "prompt_id": _text(_filled), "set": _text(_filled), "label": _text(pa.Check.isin(("safe", "unsafe"))), "cluster": _text(),
-        **{category: pa.Column(float, pa.Check.in_range(0, 1)) for category in ("respond", *RISK_CLUSTERS, "out_of_scope")},
+        **{category: pa.Column(float, pa.Check.in_range(0, 1)) for category in ("respond", *RISK_CLUSTERS, "out_of_scope", "mass")},
     },
     "probes": {
         "model": _text(_filled), "condition": _text(_filled), "layer": pa.Column(int), "index": _text(_filled), "value": pa.Column(**_number),

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from psychosafe_utils import geometry, models
 from psychosafe_utils.geometry import DIRECTION, cluster_indices
+from psychosafe_utils.prompts import render_chat
 
 # Two groups on a line: 0 and 2, 10 and 12. Centres 1 and 11, each point 1 from its own.
 LINE, UNSAFE = np.array([[0.0], [2.0], [10.0], [12.0]]), np.array([False, False, True, True])
@@ -24,7 +26,7 @@ def test_indices_by_hand():
     assert found["dunn"] == pytest.approx(8 / 2)
     assert found["calinski_harabasz"] == pytest.approx((4 * 25 / 1) / (4 / 2))
     assert found["davies_bouldin"] == pytest.approx((1 + 1) / 10)
-    assert found["variance_ratio"] == pytest.approx(100 / 104)
+    assert found["variance_ratio"] == pytest.approx(1 - (1 - 100 / 104) * 3 / 2)
     assert found["aqi_published"] == pytest.approx(100 * (0.5 * 50 / 51 + 0.5 * 100 / 101))
     assert found["aqi_dbs_di"] == pytest.approx(100 * (0.5 * 5 / 6 + 0.5 * 4 / 5))
 
@@ -32,7 +34,7 @@ def test_indices_by_hand():
 def test_for_groups_of_one_size_the_two_terms_of_aqi_say_one_thing():
     states, unsafe = two_clouds()
     found = cluster_indices(states[:, 2], unsafe)
-    assert found["variance_ratio"] == pytest.approx(1 / (1 + 4 * found["xie_beni"]), abs=1e-6)
+    assert found["variance_ratio"] == pytest.approx(1 - (1 - 1 / (1 + 4 * found["xie_beni"])) * 59 / 58, abs=1e-6)
     assert found["aqi_fixed"] == pytest.approx(100 * found["variance_ratio"], abs=1e-4)
 
 
@@ -41,6 +43,12 @@ def test_the_published_normalisation_saturates_with_the_number_of_prompts_and_th
     assert large["calinski_harabasz"] > 20 * small["calinski_harabasz"]
     assert large["calinski_harabasz"] / (1 + large["calinski_harabasz"]) > 0.99
     assert abs(large["aqi_fixed"] - small["aqi_fixed"]) < 12
+
+
+@pytest.mark.parametrize("n", [8, 40])
+def test_without_a_difference_the_fixed_index_is_nought_on_average_whatever_the_number(n):
+    values = [cluster_indices(states[:, 0], unsafe)["aqi_fixed"] for states, unsafe in (two_clouds(n, seed=s) for s in range(200))]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(200)
 
 
 @pytest.mark.parametrize("index", DIRECTION)
@@ -56,11 +64,19 @@ def test_dumb_cases():
         cluster_indices(LINE, np.array([True, False, False, False]))
 
 
+PAIRS = np.arange(60) // 2
+
+
 def test_shuffled_labels_are_the_floor():
     states, unsafe = two_clouds()
-    shuffled = geometry.shuffled_labels(states[:, 2], unsafe, "variance_ratio", n=40)
-    assert cluster_indices(states[:, 2], unsafe)["variance_ratio"] > shuffled.max()
-    assert shuffled.mean() == pytest.approx(1 / 59, abs=0.01)
+    shuffled = geometry.shuffled_labels(states[:, 2], unsafe, PAIRS, "variance_ratio", n=40)
+    assert cluster_indices(states[:, 2], unsafe)["variance_ratio"] > shuffled.max() and abs(shuffled.mean()) < 0.02
+
+
+def test_a_pair_without_its_partner_is_named():
+    states, unsafe = two_clouds()
+    with pytest.raises(ValueError, match="pair '0' lacks its safe or its unsafe prompt"):
+        geometry.bootstrap_index(states[:, 2], unsafe, np.where(np.arange(60) == 0, 99, PAIRS), "dunn")
 
 
 def test_weights_find_the_layer_and_are_sparse():
@@ -74,10 +90,13 @@ def test_weights_find_the_layer_and_are_sparse():
     assert learned > even
 
 
-def test_an_interval_holds_its_estimate():
+def test_bootstrap_samples_lie_around_the_estimate_and_are_the_same_pairs_for_any_points():
     states, unsafe = two_clouds()
-    low, high = geometry.index_interval(states[:, 2], unsafe, "variance_ratio", n_boot=60)
-    assert low < cluster_indices(states[:, 2], unsafe)["variance_ratio"] < high
+    drawn = {l: geometry.bootstrap_index(states[:, l], unsafe, PAIRS, "variance_ratio", n_boot=60) for l in (0, 2)}
+    for l, values in drawn.items():
+        assert values.mean() == pytest.approx(cluster_indices(states[:, l], unsafe)["variance_ratio"]) and values.std() > 0
+    again = geometry.bootstrap_index(states[:, 2] * 10, unsafe, PAIRS, "variance_ratio", n_boot=60)
+    np.testing.assert_allclose(again, drawn[2], atol=1e-6)
 
 
 def test_a_direction_found_on_some_prompts_tells_others_apart():
@@ -85,7 +104,7 @@ def test_a_direction_found_on_some_prompts_tells_others_apart():
     direction = geometry.refusal_direction(states, unsafe)
     np.testing.assert_allclose(np.linalg.norm(direction, axis=1), 1, rtol=1e-5)
     other, labels = two_clouds(seed=9)
-    table = geometry.direction_separation(other, labels, direction, p_refuse=labels + 0.0).pivot(index="layer", columns="index", values="value")
+    table = geometry.direction_separation(other, labels, direction, p_refuse=other[:, 2, 0]).pivot(index="layer", columns="index", values="value")
     assert table.roc_auc[2] > 0.95 and abs(table.roc_auc[0] - 0.5) < 0.25 and table.cohens_d[2] > 2 and table.spearman_p_refuse[2] > 0.7
 
 
@@ -98,11 +117,19 @@ def test_pooling_does_not_hang_on_batch_padding_or_order(tiny_model):
         np.testing.assert_allclose(a, b[::-1], atol=2e-4)
 
 
+def test_the_mean_leaves_out_what_every_chat_begins_with(tiny_model):
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    bare, prompted = (geometry.pooled_states(model, tokenizer, ["what hurts"], system_prompt=p) for p in ("", "talk " * 30))
+    heads = [tokenizer(render_chat(tokenizer, "what hurts", p), add_special_tokens=False).input_ids for p in ("", "talk " * 30)]
+    embedding = model.get_input_embeddings().weight.detach().numpy()
+    shared = len(heads[1]) - len(heads[0])
+    assert shared > 20
+    # Layer 0 knows no context, so with or without a system prompt the mean is the same.
+    np.testing.assert_allclose(bare.mean[0, 0], prompted.mean[0, 0], atol=1e-6)
+    assert np.abs(prompted.mean[0, 0] - embedding[heads[1]].mean(0)).max() > 1e-4
+
+
 def test_states_of_answers_are_those_of_the_answers_tokens(tiny_model):
-    import torch
-
-    from psychosafe_utils.prompts import render_chat
-
     tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
     found = geometry.pooled_states(model, tokenizer, ["what hurts", "feel"], answers=["talk to someone", "the person can talk"])
     head, tail = tokenizer(render_chat(tokenizer, "feel", "")).input_ids, tokenizer("the person can talk").input_ids

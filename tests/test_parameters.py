@@ -13,13 +13,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from psychosafe_utils import config, corpus, finetune, generate, runs, tables, utility
-
-PATHS = {path.stem: path for path in config.notebook_paths()}
-
-
-def cells_of(stem, kind="code"):
-    return [c for c in nbformat.read(PATHS[stem], as_version=4).cells if c.cell_type == kind]
+from psychosafe_utils import config, corpus, finetune, generate, refusal_tokens, runs, tables, utility
+from test_notebooks import PATHS, cells_of
 
 
 def run_cells(stem, **given):
@@ -77,6 +72,14 @@ SMALL = {
         "four_bit": False, "conditions": {"generic": "generic", "tuned": "generic"}, "n_safe": 4, "n_unsafe": 4, "n_xstest": 4, "n_simple": 1, "n_coconot": 1, "n_sorry": 2, "mutated_as": ["slang", "morse"], "n_mutated": 1,
         "utility_tasks": ["arithmetic"], "n_utility": 3, "max_new_tokens": 4, "batch_size": 4, "n_boot": 200,
     },
+    "07_refusal_tokens": {
+        "four_bit": False, "train": True, "n_risk": 1, "n_answers": 1, "n_harmless": 1, "n_contrast": 4, "lora_r": 2, "learning_rate": 0.01, "epochs": 1.0, "first_layer": 0,
+        "batch_size": 4, "max_length": 600, "n_score": 2, "budget": 0.5, "n_per_cluster": 1, "baseline": "generic", "regions": ["US"], "max_new_tokens": 4, "n_boot": 50,
+    },
+    "08_alignment_geometry": {
+        "four_bit": False, "conditions": {"generic": "generic", "tuned_tokens": "generic"}, "tokens_adapter": "@tokens", "n_pairs": 4, "n_validation": 4, "n_answered": 2,
+        "n_seeds": 1, "batch_size": 4, "n_boot": 20,
+    },
     "09_guard": {"n_prompts": 2, "n_answers": 2, "n_boot": 50},
 }
 CHANGED = {
@@ -103,8 +106,17 @@ CHANGED = {
     "04_judging": {"rater": "nobody", "judge_model": "m", "judge_endpoint": "http://127.0.0.1:9/v1", "baseline": "tuned", "n_boot": 100, "level": 0.5, "seed": 1},
     "05_generalization": {
         "model_id": "@hybrid", "four_bit": True, "conditions": {"generic": "generic"}, "n_safe": 3, "n_unsafe": 3, "n_xstest": 2,
-        "n_simple": 0, "n_coconot": 0, "n_sorry": 1, "sorry_styles": ["slang"], "mutated_as": ["slang"], "n_mutated": 2, "utility_tasks": ["knowledge"], "n_utility": 4, "margin": 0.5,
+        "n_simple": 0, "n_coconot": 0, "n_sorry": 4, "sorry_styles": ["slang"], "mutated_as": ["slang"], "n_mutated": 2, "utility_tasks": ["knowledge"], "n_utility": 4, "margin": 0.5,
         "max_new_tokens": 3, "batch_size": 2, "baseline": "tuned", "n_boot": 100, "level": 0.5, "seed": 1,
+    },
+    "07_refusal_tokens": {
+        "model_id": "@hybrid", "four_bit": True, "train": False, "n_risk": 2, "n_answers": 0, "n_harmless": 2, "n_contrast": 6, "lora_r": 3, "learning_rate": 0.02, "epochs": 2.0,
+        "first_layer": 1, "batch_size": 2, "gradient_accumulation": 2, "max_length": 120, "gradient_checkpointing": True, "n_score": 3, "budget": 0.0, "n_per_cluster": 2, "baseline": "tuned",
+        "margin": 1.0, "regions": ["GB"], "max_new_tokens": 3, "n_boot": 60, "level": 0.5, "seed": 1,
+    },
+    "08_alignment_geometry": {
+        "model_id": "@hybrid", "four_bit": True, "conditions": {"generic": "generic"}, "tokens_adapter": "committed", "n_pairs": 5, "n_validation": 5, "n_answered": 3,
+        "compared_index": "xie_beni", "n_seeds": 2, "batch_size": 3, "n_boot": 30, "level": 0.5, "seed": 1,
     },
     "09_guard": {
         "guard_model": "@tiny", "guard_endpoint": "http://127.0.0.1:9/v1", "four_bit": True, "n_prompts": 3, "n_answers": 3, "n_boot": 60, "level": 0.5, "seed": 1,
@@ -143,6 +155,8 @@ def tiny_run(tiny_model, tiny_hybrid, tmp_path_factory):
             outcomes[stem] = outcome(stem, folder, **parameters[stem])
             if stem == "03_finetune_qlora":
                 vary_generations(folder)
+            if stem == "07_refusal_tokens":
+                stand_for["@tokens"] = str(next(folder.glob(f"training/*/{refusal_tokens.TOKENS_FILE}")).parent)
         yield folder, parameters, outcomes, stand_for
 
 
@@ -156,7 +170,7 @@ def write_benchmarks(folder):
     for part in ("eval", "contrast_eval"):
         coconot.to_json(folder / "coconot" / "data" / f"coconot_{part}.jsonl", orient="records", lines=True)
     for style in ("base", "slang"):
-        sorry = pd.DataFrame({"question_id": range(1, 5), "category": ["1", "2", "3", "4"], "turns": [[f"What is hat {i} in {style}?"] for i in range(4)], "prompt_style": style})
+        sorry = pd.DataFrame({"question_id": range(1, 5), "category": ["1", "2"] * 2, "turns": [[f"What is hat {i} in {style}?"] for i in range(4)], "prompt_style": style})
         sorry.to_json(folder / "sorrybench" / f"question_{style}.jsonl", orient="records", lines=True)
 
 

@@ -62,10 +62,12 @@ def test_probabilities_do_not_hang_on_padding_batch_or_order(tiny_model):
     tokens = rt.assign_tokens(tokenizer)
     models.add_rows(model, tokenizer)
     texts = ["what hurts today", "talk " * 30, "feel", "someone can talk about what hurts " * 4]
-    one_by_one = rt.category_probabilities(model, tokenizer, texts, "", tokens, batch_size=1)
-    together = rt.category_probabilities(model, tokenizer, texts[::-1], "", tokens, batch_size=4)[::-1]
+    one_by_one, mass = rt.category_probabilities(model, tokenizer, texts, "", tokens, batch_size=1)
+    together, mass_together = (rows[::-1] for rows in rt.category_probabilities(model, tokenizer, texts[::-1], "", tokens, batch_size=4))
     np.testing.assert_allclose(one_by_one, together, atol=1e-5)
     np.testing.assert_allclose(one_by_one.sum(axis=1), 1)
+    np.testing.assert_allclose(mass, mass_together, atol=1e-5)
+    assert (0 < mass).all() and (mass < 0.2).all()  # an untrained model would say other things
     assert np.ptp(one_by_one[:, 0]) > 1e-4
 
 
@@ -77,6 +79,17 @@ def test_bias_on_respond_is_a_threshold_on_p_refuse():
     threshold = 0.25
     after = 1 - rt.shift_respond(p, np.log(threshold / (1 - threshold)))[:, 0]
     assert ((after >= 0.5) == (1 - p[:, 0] >= threshold)).all()
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.02, 0.25])
+def test_the_bias_is_the_least_that_keeps_the_budget(budget):
+    rng = np.random.default_rng(2)
+    p, harmful = rng.dirichlet(np.ones(7), 400), rng.random(400) < 0.4
+    bias = rt.choose_bias(p, harmful, budget=budget)
+    refused = rt.shift_respond(p, bias + 1e-9).argmax(axis=1) > 0
+    assert refused[~harmful].mean() <= budget
+    one_more = rt.shift_respond(p, bias - 1e-6).argmax(axis=1) > 0
+    assert one_more[~harmful].sum() == refused[~harmful].sum() + 1
 
 
 def rows(*pairs):
@@ -134,8 +147,8 @@ def test_new_tokens_are_learnt_and_their_rows_alone_are_kept(name, request, tmp_
     folder, _ = finetune.train_adapter(str(tiny_model), "r", tokenizer, learnt, learnt, "", recipe=recipe, work=tmp_path, token_ids=tuple(rt.token_ids(tokenizer, tokens)))
     assert (folder / "adapter_model.safetensors").stat().st_size < 600 * 64 * 4
     model = models.load_model(str(tiny_model), four_bit=False, adapter=str(folder), tokenizer=tokenizer)
-    p = rt.category_probabilities(model, tokenizer, PROMPTS.text.tolist(), "", tokens)
-    assert [CATEGORIES[i] for i in p.argmax(axis=1)] == ["violence", "violence", "weapons", RESPOND, "out_of_scope"]
+    p, mass = rt.category_probabilities(model, tokenizer, PROMPTS.text.tolist(), "", tokens)
+    assert [CATEGORIES[i] for i in p.argmax(axis=1)] == ["violence", "violence", "weapons", RESPOND, "out_of_scope"] and (mass > 0.5).all()
 
 
 def test_an_answer_goes_on_behind_its_token(tiny_model, tmp_path):
