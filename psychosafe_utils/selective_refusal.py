@@ -76,15 +76,6 @@ def read_scores(adapter: Path) -> pd.DataFrame:
     return pd.read_csv(Path(adapter) / SCORES, dtype={"prompt_id": str}, keep_default_na=False)
 
 
-def take_to_score(messages: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
-    """About `n` messages of each set, the same number harmful and harmless where it has both; 0 takes all."""
-    if not n:
-        return messages
-    kinds = messages.groupby("set").label.transform("nunique")
-    parts = [g.sample(min(len(g), -(-n // int(kinds[g.index[0]]))), random_state=seed) for _, g in messages.groupby(["set", "label"], sort=False)]
-    return pd.concat(parts, ignore_index=True)
-
-
 def check_scores(scores: pd.DataFrame, committed: pd.DataFrame) -> float:
     """Largest difference of p(refuse) between scores made here and the committed ones.
 

@@ -151,6 +151,16 @@ def test_new_tokens_are_learnt_and_their_rows_alone_are_kept(name, request, tmp_
     assert [CATEGORIES[i] for i in p.argmax(axis=1)] == ["violence", "violence", "weapons", RESPOND, "out_of_scope"] and (mass > 0.5).all()
 
 
+def test_rows_begin_at_right_angles_and_as_long_as_others(tiny_model):
+    model = models.load_model(str(tiny_model), four_bit=False)
+    weight = model.get_input_embeddings().weight
+    others, length = weight[10:].clone(), weight.norm(dim=1).mean().item()
+    finetune._set_apart(model, (3, 5, 7), 0)
+    found = weight[[3, 5, 7]].detach().numpy()
+    np.testing.assert_allclose(found @ found.T, length**2 * np.eye(3), atol=1e-4)
+    assert (weight[10:] == others).all()
+
+
 def test_an_answer_goes_on_behind_its_token(tiny_model, tmp_path):
     tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
     decoding = generate.Decoding(max_new_tokens=5, batch_size=2)

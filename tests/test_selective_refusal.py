@@ -40,13 +40,6 @@ def test_messages_to_score_hold_every_set_once():
     assert (rows["set"] == "XSTest").sum() == 1 and set(rows[rows["set"] == "utility"].label) == {"safe"}
 
 
-def test_some_of_each_set_and_label():
-    messages = pd.DataFrame({"prompt_id": range(24), "set": ["a"] * 20 + ["b"] * 4, "label": ["safe", "unsafe"] * 10 + ["safe"] * 4})
-    taken = sr.take_to_score(messages, 4)
-    assert taken.groupby(["set", "label"]).size().to_dict() == {("a", "safe"): 2, ("a", "unsafe"): 2, ("b", "safe"): 4}
-    assert sr.take_to_score(messages, 0) is messages and sr.take_to_score(messages, 1).groupby("set").label.nunique().tolist() == [2, 1]
-
-
 def test_scores_beside_an_adapter_come_back(tmp_path):
     table = TABLE.assign(cluster=["", *TABLE.cluster[1:]])  # a benchmark's messages have no cluster
     sr.write_scores(table, tmp_path)
