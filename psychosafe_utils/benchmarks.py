@@ -16,8 +16,9 @@ XSTEST_HUB = "Paul/XSTest"
 SIMPLE_SAFETY_HUB = "Bertievidgen/SimpleSafetyTests"
 COCONOT_HUB = "allenai/coconot"
 SORRY_HUB = "sorry-bench/sorry-bench-202503"
+LITMUS_HUB = "hasnat79/litmus"
 DOMAINS = DATA / "benchmark_domains.csv"
-LOCAL = ("xstest", "simplesafetytests", "coconot", "sorrybench")  # folders by which a benchmarks folder is known
+LOCAL = ("xstest", "simplesafetytests", "coconot", "sorrybench", "litmus")  # folders by which a benchmarks folder is known
 COLUMNS = ["prompt_id", "text", "kind", "label", "cluster", "domain"]
 # Categories that the two editions of SORRY-Bench number alike; beyond them the mapping is that of the 44 of March 2025.
 SHARED_CATEGORIES = 24
@@ -110,6 +111,29 @@ def load_coconot() -> tuple[pd.DataFrame | None, str]:
     kind = raw.subcategory.where(harmful, raw.category)
     table = pd.DataFrame({"prompt_id": "coconot-" + raw.part + "-" + raw["id"].astype(str), "text": raw.prompt, "kind": kind, "label": label})
     return _with_domains(table, "CoCoNot"), f"CoCoNot: {len(table)} prompts from {source}"
+
+
+def load_litmus(*, seed: int = 0) -> pd.DataFrame:
+    """LITMUS, the prompts that AQI was published with (Borah et al. 2025, arXiv 2506.13901), as pairs of a safe and an unsafe prompt under one axiom.
+
+    Which safe prompt stands beside which unsafe one is drawn with the seed; prompts that are left over are not used. Half of the pairs are for validation.
+
+    Returns:
+        Columns prompt_id, text, cluster (benign or unsafe), kind (the axiom), split (val or test), pair_id, like `corpus.load_contrast`.
+    Raises:
+        ValueError: When it is neither local nor on a reachable hub, or lacks a field.
+    """
+    raw, source = _rows_of("litmus/litmus.csv", LITMUS_HUB, split="train")
+    if raw is None:
+        raise ValueError(f"LITMUS is {source}")
+    if missing := {"input", "safety_label", "axiom"} - set(raw):
+        raise ValueError(f"LITMUS from {source} lacks the field '{min(missing)}'; it has {', '.join(map(str, raw.columns))}")
+    rows = raw.assign(prompt_id="litmus-" + raw.index.astype(str), unsafe=raw.safety_label.str.lower() == "unsafe").drop_duplicates("input").sample(frac=1, random_state=seed)
+    number = rows.groupby(["axiom", "unsafe"]).cumcount()
+    rows = rows.assign(pair_id=rows.axiom + "-" + number.astype(str), split=number.mod(2).map({0: "val", 1: "test"}))
+    whole = rows[rows.groupby("pair_id").unsafe.transform("nunique") == 2].sort_values(["pair_id", "unsafe"])
+    table = whole.assign(cluster=whole.unsafe.map({True: "unsafe", False: "benign"})).rename(columns={"input": "text", "axiom": "kind"})
+    return table[["prompt_id", "text", "cluster", "kind", "split", "pair_id"]].reset_index(drop=True)
 
 
 def load_sorry_bench(styles: tuple[str, ...] = ("base",)) -> tuple[pd.DataFrame | None, str]:

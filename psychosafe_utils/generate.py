@@ -49,15 +49,18 @@ def shares_prefix_cache(model) -> bool:
     return set(layer_types) == {"full_attention"}
 
 
-def _prefix_cache(model, ids: list[list[int]]) -> tuple[DynamicCache | None, int]:
-    """Keys and values of the tokens that all chats begin with, computed once; and how many tokens that is."""
-    # One token of each chat stays outside, because generation must start from something.
-    length = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)
-    if length < 16 or len(ids) < 2 or not shares_prefix_cache(model):
+def prefix_cache(model, ids: list[int], length: int) -> tuple[DynamicCache | None, int]:
+    """Keys and values of the first `length` tokens that all chats begin with, `ids` being one of them, computed once; and how many tokens that is: 0 where it would not pay."""
+    if length < 16 or not shares_prefix_cache(model):
         return None, 0
     cache = DynamicCache(config=model.config)
-    model(torch.tensor([ids[0][:length]], device=model.device), past_key_values=cache, logits_to_keep=1)
+    model(torch.tensor([ids[:length]], device=model.device), past_key_values=cache, logits_to_keep=1)
     return cache, length
+
+
+def common_prefix(ids: list[list[int]]) -> int:
+    """How many tokens all chats begin with; one token of each stays outside, because generation must start from something."""
+    return min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1) if len(ids) > 1 else 0
 
 
 class _RoomyLayer(DynamicLayer):
@@ -92,12 +95,28 @@ def _expanded_cache(cache: DynamicCache, n: int, room: int) -> DynamicCache:
     return expanded
 
 
-def _decode_batch(model, tokenizer, ids: list[list[int]], cache, shared: int, decoding: Decoding) -> list[Answer]:
-    """Answers to one batch of chats; padding goes between the shared prefix and each chat's own tokens."""
-    width = max(map(len, ids))
-    gaps = [width - len(chat) for chat in ids]
+def _pad_behind_prefix(tokenizer, ids: list[list[int]], shared: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Chats of one length with their attention masks; padding goes between the shared prefix and each chat's own tokens."""
+    gaps = [max(map(len, ids)) - len(chat) for chat in ids]
     padded = [chat[:shared] + [tokenizer.pad_token_id] * gap + chat[shared:] for chat, gap in zip(ids, gaps)]
-    mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
+    return padded, [[1] * shared + [0] * gap + [1] * (len(chat) - shared) for chat, gap in zip(ids, gaps)]
+
+
+def forward_inputs(model, tokenizer, ids: list[list[int]], cache: DynamicCache | None, shared: int) -> dict:
+    """What one forward pass over a batch of chats takes, behind a cache of their first `shared` tokens (see `prefix_cache`).
+
+    Positions are counted without padding, and the last position is each chat's last token.
+    """
+    padded, mask = (torch.tensor(rows, device=model.device) for rows in _pad_behind_prefix(tokenizer, ids, shared))
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    past = None if cache is None else _expanded_cache(cache, len(ids), padded.shape[1] - shared)
+    return {"input_ids": padded[:, shared:], "attention_mask": mask, "position_ids": positions[:, shared:], "past_key_values": past, "use_cache": False}
+
+
+def _decode_batch(model, tokenizer, ids: list[list[int]], cache, shared: int, decoding: Decoding) -> list[Answer]:
+    """Answers to one batch of chats."""
+    padded, mask = _pad_behind_prefix(tokenizer, ids, shared)
+    width = len(padded[0])
     past = None if cache is None else _expanded_cache(cache, len(ids), width - shared + decoding.max_new_tokens)
     sampling = {"do_sample": True, "temperature": decoding.temperature} if decoding.temperature > 0 else {"do_sample": False}
     output = model.generate(
@@ -148,7 +167,7 @@ def generate_answers(
         order = sorted(chats, key=lambda prompt_id: (len(chats[prompt_id]), prompt_id))
         batches = [order[i:i + decoding.batch_size] for i in range(0, len(order), decoding.batch_size)]
         todo = [(i, batch) for i, batch in enumerate(batches) if not set(batch) <= set(done)]
-        cache, shared = _prefix_cache(model, list(chats.values())) if todo else (None, 0)
+        cache, shared = prefix_cache(model, chats[order[0]], common_prefix(list(chats.values()))) if todo else (None, 0)
         started, before = time.perf_counter(), len(done)
         for i, batch in todo:
             torch.manual_seed(decoding.seed + i)

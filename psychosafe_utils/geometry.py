@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, roc_auc_score
 from transformers import AutoModelForCausalLM
 
-from psychosafe_utils.generate import report_progress
+from psychosafe_utils.generate import forward_inputs, prefix_cache, report_progress
 from psychosafe_utils.models import default_dtype, load_config
 from psychosafe_utils.prompts import render_chat
 
@@ -44,13 +44,12 @@ def pooled_states(model, tokenizer, texts: list[str], *, system_prompt: str = ""
     # What every chat begins with, the system prompt, would draw all means together, the more the shorter a prompt is.
     shared = len(os.path.commonprefix([tokenizer(render_chat(tokenizer, word, system_prompt), add_special_tokens=False).input_ids for word in ("a", "7")]))
     counted = [len(tail) or len(head) - shared for head, tail in zip(heads, tails)]
-    body, order, rows, started = model.get_decoder(), sorted(range(len(chats)), key=lambda i: len(chats[i])), None, time.perf_counter()
+    order, rows, started = sorted(range(len(chats)), key=lambda i: len(chats[i])), None, time.perf_counter()
+    cache, cached = prefix_cache(model, chats[0], shared)
     for start in range(0, len(order), batch_size):
         batch = order[start:start + batch_size]
-        padded = tokenizer.pad({"input_ids": [chats[i] for i in batch]}, padding_side="left", return_tensors="pt").to(model.device)
-        positions = (padded.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        layers = body(**padded, position_ids=positions, output_hidden_states=True, use_cache=False).hidden_states
-        width = padded.input_ids.shape[1]
+        inputs = forward_inputs(model, tokenizer, [chats[i] for i in batch], cache, cached)
+        layers, width = model.get_decoder()(**inputs, output_hidden_states=True).hidden_states, inputs["input_ids"].shape[1]
         mask = torch.tensor([[float(j >= width - counted[i]) for j in range(width)] for i in batch], device=model.device)
         if rows is None:
             rows = [np.empty((len(chats), len(layers), layers[0].shape[-1]), np.float32) for _ in range(2)]
@@ -237,6 +236,16 @@ def refusal_direction(states: np.ndarray, unsafe: np.ndarray) -> np.ndarray:
     """Difference of means, unsafe minus safe, of each layer, unit length, shape (layers, hidden) (Arditi et al. 2024, arXiv 2406.11717)."""
     apart = states[unsafe].mean(0) - states[~unsafe].mean(0)
     return apart / np.linalg.norm(apart, axis=1, keepdims=True).clip(1e-9)
+
+
+def direction_layer(states: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray) -> int:
+    """The layer whose direction, found on one half of the pairs, best tells the other half apart (mean ROC area both ways); use it on other prompts."""
+    first = np.isin(pairs, sorted(set(pairs))[::2])
+    areas = []
+    for half in (first, ~first):
+        along = np.einsum("nlh,lh->nl", states[~half], refusal_direction(states[half], unsafe[half]))
+        areas.append([roc_auc_score(unsafe[~half], values) for values in along.T])
+    return int(np.mean(areas, axis=0).argmax())
 
 
 def direction_separation(states: np.ndarray, unsafe: np.ndarray, direction: np.ndarray, p_refuse: np.ndarray | None = None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from psychosafe_utils.config import RISK_CLUSTERS, ROOT
-from psychosafe_utils.generate import report_progress
+from psychosafe_utils.generate import common_prefix, forward_inputs, prefix_cache, report_progress
 from psychosafe_utils.models import EMBEDDED
 from psychosafe_utils.prompts import render_chat
 from psychosafe_utils.tables import write_atomically
@@ -59,7 +59,9 @@ def token_ids(tokenizer, tokens: dict[str, str]) -> list[int]:
 
 
 def token_pairs(prompts: pd.DataFrame, pairs: pd.DataFrame, tokens: dict[str, str], *, n_answers: int, seed: int = 0) -> pd.DataFrame:
-    """What is learnt: each message's token, and for some risk messages the supportive answer with slots behind it.
+    """What is learnt: each message's token, and for some risk messages once more with the supportive answer with slots behind it.
+
+    The token stands alone in most rows, for in a row of a hundred and fifty words it would weigh next to nothing.
 
     Args:
         prompts: Columns prompt_id, text, cluster (`benign` is answered); other harm and harmless messages teach the token alone, for the untuned model answers them.
@@ -68,28 +70,26 @@ def token_pairs(prompts: pd.DataFrame, pairs: pd.DataFrame, tokens: dict[str, st
     Returns:
         Columns prompt_id, text, cluster, answer, ends (whether the answer is whole).
     """
-    rows = prompts[["prompt_id", "text", "cluster"]].merge(pairs[["prompt_id", "answer_slots"]], on="prompt_id", how="left")
-    category = rows.cluster.where(rows.cluster.isin(REFUSALS), RESPOND).map(tokens)
-    taught = rows[rows.cluster.isin(RISK_CLUSTERS) & rows.answer_slots.notna()]
-    drawn = set().union(*(set(group.sample(min(n_answers, len(group)), random_state=seed).prompt_id) for _, group in taught.groupby("cluster")))
-    ends = rows.prompt_id.isin(drawn)
-    return rows.assign(answer=category + rows.answer_slots.where(ends, "").fillna(""), ends=ends)[["prompt_id", "text", "cluster", "answer", "ends"]]
+    rows = prompts[["prompt_id", "text", "cluster"]].assign(answer=lambda t: t.cluster.where(t.cluster.isin(REFUSALS), RESPOND).map(tokens), ends=False)
+    taught = rows[rows.cluster.isin(RISK_CLUSTERS)].merge(pairs[["prompt_id", "answer_slots"]].dropna(), on="prompt_id")
+    drawn = [group.sample(min(n_answers, len(group)), random_state=seed) for _, group in taught.groupby("cluster")]
+    answered = [group.assign(answer=group.answer + group.answer_slots, ends=True)[rows.columns] for group in drawn]
+    return pd.concat([rows, *answered], ignore_index=True)
 
 
 @torch.inference_mode()
 def category_probabilities(model, tokenizer, texts: list[str], system_prompt: str, tokens: dict[str, str], *, batch_size: int = 32, label: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Probability of each category as first token of the answer, shape (texts, 7), among the seven; and what the seven have of the whole vocabulary's, shape (texts,). One forward pass.
 
-    Padding stands on the left and positions are counted without it, so the answer's position is the last one whatever the batch.
+    Padding stands before a message's own tokens and positions are counted without it, so the answer's position is the last one whatever the batch.
     """
     ids, started = token_ids(tokenizer, tokens), time.perf_counter()
     chats = [tokenizer(render_chat(tokenizer, text, system_prompt), add_special_tokens=False).input_ids for text in texts]
     order, rows, mass = sorted(range(len(chats)), key=lambda i: len(chats[i])), np.empty((len(chats), len(ids))), np.empty(len(chats))
+    cache, shared = prefix_cache(model, chats[0], common_prefix(chats)) if chats else (None, 0)
     for start in range(0, len(order), batch_size):
         batch = order[start:start + batch_size]
-        padded = tokenizer.pad({"input_ids": [chats[i] for i in batch]}, padding_side="left", return_tensors="pt").to(model.device)
-        positions = (padded.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        logits = model(**padded, position_ids=positions, logits_to_keep=1).logits[:, -1].float()
+        logits = model(**forward_inputs(model, tokenizer, [chats[i] for i in batch], cache, shared), logits_to_keep=1).logits[:, -1].float()
         rows[batch] = logits[:, ids].softmax(dim=-1).cpu().numpy()
         mass[batch] = logits.softmax(dim=-1)[:, ids].sum(dim=-1).clamp(max=1).cpu().numpy()
         if label:

@@ -9,7 +9,7 @@ import numpy as np
 
 from psychosafe_utils.config import RISK_CLUSTERS
 from psychosafe_utils.corpus import load_corpus
-from psychosafe_utils.embeddings import Passage, embed
+from psychosafe_utils.embeddings import Passage, embed_once
 
 # Least likeness to the own message, and least share of other messages that are less like it, for a score of 3, 4, 5; set on validation messages.
 LEVELS = ((0.22, 0.85), (0.27, 0.95), (0.32, 0.98))
@@ -35,7 +35,7 @@ def _pool(cluster: str) -> tuple[list[str], np.ndarray]:
     prompts = load_corpus()[0]
     clusters = [cluster] if cluster in (*RISK_CLUSTERS, "benign", "out_of_scope") else list(RISK_CLUSTERS)
     texts = prompts[(prompts.split == "val") & prompts.cluster.isin(clusters)].text.tolist()
-    return texts, embed(texts)
+    return texts, embed_once(texts)
 
 
 def _likeness(messages: np.ndarray, sentences: np.ndarray) -> np.ndarray:

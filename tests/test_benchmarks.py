@@ -208,3 +208,30 @@ def test_labelled_xstest_answers_of_every_model_that_is_there(tmp_path):
     assert table.iloc[1].to_dict() == {
         "model": "a", "prompt_id": "xstest-v2-2", "text": "NA", "response": "I can't.", "kind": "contrast", "first": 2, "second": 2, "label": 2,
     }
+
+
+def write_litmus(folder, **columns):
+    (folder / "litmus").mkdir(parents=True)
+    rows = [(f"{label} thing {i} of {axiom}", label.capitalize(), axiom) for axiom, n in (("duty", 4), ("wisdom", 3)) for label in ("safe", "unsafe") for i in range(n)]
+    rows += [("one more unsafe thing", "unsafe", "duty"), ("alone", "safe", "temperance"), rows[0]]
+    pd.DataFrame(rows, columns=["input", "safety_label", "axiom"]).rename(columns=columns).to_csv(folder / "litmus" / "litmus.csv", index=False)
+    return folder
+
+
+def test_litmus_comes_as_whole_pairs_under_one_axiom(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSYCHOSAFE_BENCHMARKS", str(write_litmus(tmp_path)))
+    table = benchmarks.load_litmus(seed=3)
+    assert len(table) == 14 and table.prompt_id.is_unique and table.text.is_unique and set(table.kind) == {"duty", "wisdom"}
+    pairs = table.groupby("pair_id")
+    assert (pairs.cluster.agg(lambda c: sorted(c) == ["benign", "unsafe"])).all() and (pairs.kind.nunique() == 1).all() and (pairs.split.nunique() == 1).all()
+    assert set(table.split) == {"val", "test"} and all(text.startswith("unsafe") or text.startswith("one more") for text in table.text[table.cluster == "unsafe"])
+    pd.testing.assert_frame_equal(benchmarks.load_litmus(seed=3), table)
+    assert not benchmarks.load_litmus(seed=4).equals(table)
+
+
+def test_litmus_that_is_not_at_hand_or_has_other_fields_is_an_error(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="LITMUS is not at hand .*litmus/litmus.csv, or log in to the hub for hasnat79/litmus"):
+        benchmarks.load_litmus()
+    monkeypatch.setenv("PSYCHOSAFE_BENCHMARKS", str(write_litmus(tmp_path, axiom="value")))
+    with pytest.raises(ValueError, match="lacks the field 'axiom'; it has input, safety_label, value"):
+        benchmarks.load_litmus()

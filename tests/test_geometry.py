@@ -108,6 +108,20 @@ def test_a_direction_found_on_some_prompts_tells_others_apart():
     assert table.roc_auc[2] > 0.95 and abs(table.roc_auc[0] - 0.5) < 0.25 and table.cohens_d[2] > 2 and table.spearman_p_refuse[2] > 0.7
 
 
+def test_the_layer_of_the_direction_is_chosen_across_halves_of_the_pairs():
+    states, unsafe = two_clouds()
+    assert geometry.direction_layer(states, unsafe, PAIRS) == 2
+
+
+def test_states_behind_a_cached_prefix_are_those_of_a_plain_pass(tiny_model):
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    found = geometry.pooled_states(model, tokenizer, ["what hurts", "feel " * 9], system_prompt="talk " * 30, batch_size=2)
+    head = tokenizer(render_chat(tokenizer, "what hurts", "talk " * 30), add_special_tokens=False).input_ids
+    with torch.inference_mode():
+        states = model(torch.tensor([head]), output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(found.last[0, 2], states[2][0, -1].numpy(), atol=2e-4)
+
+
 def test_pooling_does_not_hang_on_batch_padding_or_order(tiny_model):
     tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
     texts = ["what hurts today", "talk " * 25, "feel"]

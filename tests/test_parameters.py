@@ -77,7 +77,7 @@ SMALL = {
         "batch_size": 4, "max_length": 600, "n_score": 4, "budget": 1.0, "n_per_cluster": 1, "baseline": "generic", "regions": ["US"], "max_new_tokens": 4, "n_boot": 50,
     },
     "08_alignment_geometry": {
-        "four_bit": False, "conditions": {"generic": "generic", "tuned_tokens": "generic"}, "tokens_adapter": "@tokens", "n_pairs": 4, "n_validation": 4, "n_answered": 2,
+        "four_bit": False, "conditions": {"generic": "generic", "tuned_tokens": "generic"}, "tokens_adapter": "@tokens", "pair_set": "contrast", "n_pairs": 4, "n_validation": 4, "n_answered": 2,
         "n_seeds": 1, "batch_size": 4, "n_boot": 20,
     },
     "09_guard": {"n_prompts": 2, "n_answers": 2, "n_boot": 50},
@@ -115,7 +115,7 @@ CHANGED = {
         "margin": 1.0, "regions": ["GB"], "max_new_tokens": 3, "n_boot": 301, "level": 0.5, "seed": 1,
     },
     "08_alignment_geometry": {
-        "model_id": "@hybrid", "four_bit": True, "conditions": {"generic": "generic"}, "tokens_adapter": "committed", "n_pairs": 5, "n_validation": 5, "n_answered": 3,
+        "model_id": "@hybrid", "four_bit": True, "conditions": {"generic": "generic"}, "tokens_adapter": "committed", "pair_set": "litmus", "n_pairs": 5, "n_validation": 5, "n_answered": 3,
         "compared_index": "xie_beni", "n_seeds": 2, "batch_size": 3, "n_boot": 30, "level": 0.5, "seed": 1,
     },
     "09_guard": {
@@ -169,6 +169,9 @@ def write_benchmarks(folder):
     coconot = pd.DataFrame({"id": range(4), "category": "Requests with safety concerns", "subcategory": ["wildchats", "privacy violations"] * 2, "prompt": [f"Who sings song {i}?" for i in range(4)], "response": ""})
     for part in ("eval", "contrast_eval"):
         coconot.to_json(folder / "coconot" / "data" / f"coconot_{part}.jsonl", orient="records", lines=True)
+    (folder / "litmus").mkdir()
+    litmus = pd.DataFrame({"input": [f"How do I wash cup {i}?" for i in range(16)], "safety_label": ["safe", "unsafe"] * 8, "axiom": "duty"})
+    litmus.to_csv(folder / "litmus" / "litmus.csv", index=False)
     for style in ("base", "slang"):
         sorry = pd.DataFrame({"question_id": range(1, 5), "category": ["1", "2"] * 2, "turns": [[f"What is hat {i} in {style}?"] for i in range(4)], "prompt_style": style})
         sorry.to_json(folder / "sorrybench" / f"question_{style}.jsonl", orient="records", lines=True)

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from psychosafe_utils import finetune, generate, models
 from psychosafe_utils import refusal_tokens as rt
+from psychosafe_utils.prompts import render_chat
 from psychosafe_utils.refusal_tokens import CATEGORIES, REFUSALS, RESPOND
 
 PROMPTS = pd.DataFrame({
@@ -50,10 +52,11 @@ def test_a_tokenizer_without_the_tokens_is_refused(tokenizer):
 
 def test_what_is_learnt():
     tokens = {c: f"<{c}>" for c in CATEGORIES}
-    rows = rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=1).set_index("prompt_id")
-    assert rows.answer[["c", "d", "e"]].tolist() == ["<weapons>feel it", "<respond>", "<out_of_scope>"]
-    assert sorted(rows.answer[["a", "b"]].str.len()) [0] == len("<violence>") and rows.ends.sum() == 2
-    assert not rows.ends[["d", "e"]].any()  # the untuned model answers these, or a fixed line does
+    rows = rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=1)
+    alone = rows[~rows.ends]
+    assert alone.prompt_id.tolist() == list("abcde") and alone.answer.tolist() == ["<violence>", "<violence>", "<weapons>", "<respond>", "<out_of_scope>"]
+    answered = rows[rows.ends].set_index("prompt_id").answer  # the untuned model answers the others, or a fixed line does
+    assert len(answered) == 2 and answered["c"] == "<weapons>feel it" and len(set(answered.index) & {"a", "b"}) == 1
     assert rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0).ends.sum() == 0
 
 
@@ -65,10 +68,22 @@ def test_probabilities_do_not_hang_on_padding_batch_or_order(tiny_model):
     one_by_one, mass = rt.category_probabilities(model, tokenizer, texts, "", tokens, batch_size=1)
     together, mass_together = (rows[::-1] for rows in rt.category_probabilities(model, tokenizer, texts[::-1], "", tokens, batch_size=4))
     np.testing.assert_allclose(one_by_one, together, atol=1e-5)
-    np.testing.assert_allclose(one_by_one.sum(axis=1), 1)
+    np.testing.assert_allclose(one_by_one.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(mass, mass_together, atol=1e-5)
     assert (0 < mass).all() and (mass < 0.2).all()  # an untrained model would say other things
     assert np.ptp(one_by_one[:, 0]) > 1e-4
+
+
+def test_probabilities_behind_a_system_prompt_are_those_of_a_plain_pass(tiny_model):
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokens = rt.assign_tokens(tokenizer)
+    models.add_rows(model, tokenizer)
+    found, mass = rt.category_probabilities(model, tokenizer, ["what hurts", "feel " * 9], "talk " * 30, tokens)
+    chat = tokenizer(render_chat(tokenizer, "what hurts", "talk " * 30), add_special_tokens=False, return_tensors="pt")
+    with torch.inference_mode():
+        plain = model(**chat).logits[0, -1].softmax(-1)[rt.token_ids(tokenizer, tokens)].numpy()
+    np.testing.assert_allclose(found[0], plain / plain.sum(), atol=1e-5)
+    assert mass[0] == pytest.approx(plain.sum(), abs=1e-5)
 
 
 def test_bias_on_respond_is_a_threshold_on_p_refuse():

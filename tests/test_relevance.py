@@ -22,6 +22,16 @@ def test_embeddings_are_of_unit_length_and_do_not_depend_on_the_batch():
     assert embeddings.embed([]).shape == (0, 384)
 
 
+def test_embeddings_are_kept_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSYCHOSAFE_CACHE", str(tmp_path / "new"))
+    rows = embeddings.embed_once(["one", "two"])
+    assert np.array_equal(rows, embeddings.embed(["one", "two"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "embed", None)  # would fail if it were asked
+        assert np.array_equal(embeddings.embed_once(["one", "two"]), rows)
+    assert not np.array_equal(embeddings.embed_once(["two", "one"]), rows)
+
+
 def test_a_missing_encoder_says_how_to_install_it(monkeypatch):
     embeddings._encoder.cache_clear()
     monkeypatch.setattr(embeddings, "PACKAGE", "no_such_package")

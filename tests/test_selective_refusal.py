@@ -78,6 +78,32 @@ def test_rates_by_hand():
     assert np.isnan(rates.loc["utility", "roc_area"]) and rates.loc["utility", "n_unsafe"] == 0
 
 
+BY_SET = scores(
+    *[(name, label, p, "") for name in ("corpus, val", "corpus, test", "XSTest") for label, p in (("unsafe", 0.9), ("unsafe", 0.6), ("safe", 0.7), *[("safe", 0.1)] * 3)],
+    ("contrast, val", "unsafe", 0.8, ""), ("contrast, val", "safe", 0.3, ""),
+)
+
+
+def test_each_budget_has_thresholds_from_validation_alone():
+    table = sr.rates_by_budget(BY_SET, [0.0, 0.25], **BOOT).set_index(["set", "budget"])
+    # No false refusal on validation: the line is above 0.7, where one of the two harmful messages of each set stands.
+    assert table.refused_unsafe["corpus, test"].tolist() == [0.5, 1] and table.refused_safe["corpus, test"].tolist() == [0, 0.25]
+    assert table.preferred.groupby("budget").all().tolist() == [False, True]  # 1 and 7/8 against 1 and 3/4
+    moved = BY_SET.assign(respond=BY_SET.respond.where(BY_SET["set"].str.endswith("val"), 0.5))
+    assert sr.validated_thresholds(moved, budget=0.0) == sr.validated_thresholds(BY_SET, budget=0.0)
+
+
+def test_targets_are_met_or_missed_and_a_missing_set_is_neither():
+    contacts = pd.DataFrame({"condition": ["tuned_tokens", "tuned_tokens", "tuned"], "valid": [1.0, 0.9, 0.0], "invented": [0, 0, 7]})
+    judged = pd.DataFrame({"condition": ["tuned_tokens", "generic"], "relevance": [4.0, 3.0]})
+    given = (contacts, judged, sr.UtilityCost(0, 390, 0.0, 0.0, 0.009))
+    by_budget = sr.rates_by_budget(BY_SET, [0.0, 0.25], **BOOT)
+    table = sr.targets_table(by_budget, 0.0, *given, baseline="generic")
+    assert table.reached.tolist() == [0.5, 0, 0.9, 0, 1, 0.009, 0.875] and table.met.tolist() == [False, True, False, True, True, True, True]
+    without = sr.targets_table(by_budget[by_budget["set"] != "XSTest"], 0.25, *given, baseline="no such")
+    assert without.met.tolist() == [True, False, False, True, None, True, None]
+
+
 def test_a_curve_runs_from_none_to_all_and_passes_the_chosen_point():
     curve = sr.refusal_curves(TABLE)
     assert set(curve["set"]) == {"test"} and curve.chosen.sum() == 1
