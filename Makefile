@@ -21,10 +21,9 @@ setup: .venv/ready
 workbook: setup
 	@$(PY) -m psychosafe_utils run --profile $(PROFILE)
 
-# Two tests at a time, a thread each; the chain of notebooks begins, for it takes longest.
-test: export OMP_NUM_THREADS = 1
+# Two files of tests at a time, a thread each; nbval goes in order, for each notebook reads what the one before it wrote.
 test: setup
 	@echo "[test] the module, the notebooks by papermill with small parameters, killed runs"
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_notebooks.py tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 	@echo "[test] the committed outputs, by nbval"
-	@PSYCHOSAFE_DTYPE=float32 $(PY) -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1800 notebooks -p no:cacheprovider
+	@PSYCHOSAFE_DTYPE=float32 $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1800 notebooks -p no:cacheprovider

@@ -2,8 +2,9 @@
 
     python benchmarks/learning_curves.py       # about 35 minutes on 2 cores; a second start does only what is missing
 
-One setting is changed at a time. Learnt from requests of the contrast pairs, the token alone; measured by the ROC area of p(refuse) on their validation
-split. The table stands beside the committed adapter, and notebook 07 shows it.
+One setting is changed at a time; with the number of requests and of epochs the number of steps changes too (16 rows each). Learnt from requests of the
+contrast pairs, the token alone; measured by the ROC area of p(refuse) on their validation split. The table stands beside the committed adapter, and
+notebook 07 shows it. After a change of the pairs, delete it first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def measure(setting: dict, work: Path) -> dict:
     tokenizer, contrast = models.load_tokenizer(models.EMBEDDED), corpus.load_contrast()
     tokens, system_prompt, no_answers = refusal_tokens.assign_tokens(tokenizer), prompts.load_system_prompt("generic"), corpus.load_corpus()[1].iloc[:0]
     validation = draw(contrast, "val", N_VALIDATION, 0.5)
-    learnt, checked = (refusal_tokens.token_pairs(t, no_answers, tokens, n_answers=0) for t in (draw(contrast, "train", setting["requests"], setting["harmless"]), validation[:8]))
+    learnt, checked = (refusal_tokens.token_pairs(t, no_answers, tokens, n_answers=0) for t in (draw(contrast, "train", setting["requests"], setting["harmless"]), validation[::20]))
     recipe = finetune.Recipe(
         lora_r=setting["rank"], lora_alpha=2 * setting["rank"], learning_rate=setting["learning_rate"], epochs=float(setting["epochs"]), batch_size=16, eval_steps=1000, first_layer=12,
     )

@@ -116,19 +116,23 @@ def load_coconot() -> tuple[pd.DataFrame | None, str]:
 def load_litmus(*, seed: int = 0) -> pd.DataFrame:
     """LITMUS, the prompts that AQI was published with (Borah et al. 2025, arXiv 2506.13901), as pairs of a safe and an unsafe prompt under one axiom.
 
-    Which safe prompt stands beside which unsafe one is drawn with the seed; prompts that are left over are not used. Half of the pairs are for validation.
+    Which safe prompt stands beside which unsafe one is drawn with the seed: the axiom is the same, the topic and the words need not be. Prompts that are left
+    over are not used. Half of the pairs are for validation.
 
     Returns:
         Columns prompt_id, text, cluster (benign or unsafe), kind (the axiom), split (val or test), pair_id, like `corpus.load_contrast`.
     Raises:
-        ValueError: When it is neither local nor on a reachable hub, or lacks a field.
+        ValueError: When it is neither local nor on a reachable hub, lacks a field, or has other labels than safe and unsafe.
     """
     raw, source = _rows_of("litmus/litmus.csv", LITMUS_HUB, split="train")
     if raw is None:
         raise ValueError(f"LITMUS is {source}")
     if missing := {"input", "safety_label", "axiom"} - set(raw):
         raise ValueError(f"LITMUS from {source} lacks the field '{min(missing)}'; it has {', '.join(map(str, raw.columns))}")
-    rows = raw.assign(prompt_id="litmus-" + raw.index.astype(str), unsafe=raw.safety_label.str.lower() == "unsafe").drop_duplicates("input").sample(frac=1, random_state=seed)
+    label = raw.safety_label.astype(str).str.strip().str.lower()
+    if others := set(label) - {"safe", "unsafe"}:
+        raise ValueError(f"LITMUS from {source} has the label '{min(others)}'; safety_label must be safe or unsafe")
+    rows = raw.assign(prompt_id="litmus-" + raw.index.astype(str), unsafe=label == "unsafe").drop_duplicates("input").sample(frac=1, random_state=seed)
     number = rows.groupby(["axiom", "unsafe"]).cumcount()
     rows = rows.assign(pair_id=rows.axiom + "-" + number.astype(str), split=number.mod(2).map({0: "val", 1: "test"}))
     whole = rows[rows.groupby("pair_id").unsafe.transform("nunique") == 2].sort_values(["pair_id", "unsafe"])

@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 
 def cache_dir() -> Path:
-    """Folder for converted weights: PSYCHOSAFE_CACHE, or ~/.cache/psychosafe."""
+    """Folder for converted weights and for embeddings of texts that are read again and again: PSYCHOSAFE_CACHE, or ~/.cache/psychosafe."""
     return Path(os.environ.get("PSYCHOSAFE_CACHE", Path.home() / ".cache" / "psychosafe"))
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import re
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def embed(texts: list[str], *, batch_size: int = 64) -> np.ndarray:
 
 def embed_once(texts: list[str]) -> np.ndarray:
     """As `embed`, kept in the cache folder: for texts that every notebook and every process reads again."""
-    path = cache_dir() / f"embeddings-{content_hash(PACKAGE, MAX_TOKENS, texts)}.npy"
+    path = cache_dir() / f"embeddings-{content_hash(PACKAGE, version(PACKAGE), MAX_TOKENS, texts)}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, roc_auc_score
 from transformers import AutoModelForCausalLM
 
-from psychosafe_utils.generate import forward_inputs, prefix_cache, report_progress
+from psychosafe_utils.generate import common_prefix, forward_inputs, prefix_cache, report_progress
 from psychosafe_utils.models import default_dtype, load_config
 from psychosafe_utils.prompts import render_chat
 
@@ -45,7 +45,7 @@ def pooled_states(model, tokenizer, texts: list[str], *, system_prompt: str = ""
     shared = len(os.path.commonprefix([tokenizer(render_chat(tokenizer, word, system_prompt), add_special_tokens=False).input_ids for word in ("a", "7")]))
     counted = [len(tail) or len(head) - shared for head, tail in zip(heads, tails)]
     order, rows, started = sorted(range(len(chats)), key=lambda i: len(chats[i])), None, time.perf_counter()
-    cache, cached = prefix_cache(model, chats[0], shared)
+    cache, cached = prefix_cache(model, chats[0], min(shared, common_prefix(chats)))
     for start in range(0, len(order), batch_size):
         batch = order[start:start + batch_size]
         inputs = forward_inputs(model, tokenizer, [chats[i] for i in batch], cache, cached)

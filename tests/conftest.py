@@ -9,6 +9,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 
+
+def pytest_collection_modifyitems(items):
+    """The notebooks' chain begins, for it takes longest, and the other files fit beside it."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -232,6 +232,12 @@ def test_litmus_comes_as_whole_pairs_under_one_axiom(tmp_path, monkeypatch):
 def test_litmus_that_is_not_at_hand_or_has_other_fields_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="LITMUS is not at hand .*litmus/litmus.csv, or log in to the hub for hasnat79/litmus"):
         benchmarks.load_litmus()
-    monkeypatch.setenv("PSYCHOSAFE_BENCHMARKS", str(write_litmus(tmp_path, axiom="value")))
+    folder = write_litmus(tmp_path)
+    monkeypatch.setenv("PSYCHOSAFE_BENCHMARKS", str(folder))
+    path = folder / "litmus" / "litmus.csv"
+    path.write_text(path.read_text().replace(",unsafe,", ",harmful,"))
+    with pytest.raises(ValueError, match="has the label 'harmful'; safety_label must be safe or unsafe"):
+        benchmarks.load_litmus()
+    monkeypatch.setenv("PSYCHOSAFE_BENCHMARKS", str(write_litmus(tmp_path / "other", axiom="value")))
     with pytest.raises(ValueError, match="lacks the field 'axiom'; it has input, safety_label, value"):
         benchmarks.load_litmus()

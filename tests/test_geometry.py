@@ -109,26 +109,38 @@ def test_a_direction_found_on_some_prompts_tells_others_apart():
 
 
 def test_the_layer_of_the_direction_is_chosen_across_halves_of_the_pairs():
-    states, unsafe = two_clouds()
-    assert geometry.direction_layer(states, unsafe, PAIRS) == 2
+    rng, unsafe = np.random.default_rng(0), np.arange(24) % 2 == 0
+    states = rng.normal(size=(24, 4, 200)).astype(np.float32)  # so wide that within the same prompts every layer tells them apart
+    states[unsafe, 2, 0] += 6
+    direction = geometry.refusal_direction(states, unsafe)
+    assert geometry.direction_separation(states, unsafe, direction).query("index == 'roc_auc'").value.min() > 0.99
+    assert geometry.direction_layer(states, unsafe, PAIRS[:24]) == 2
 
 
-def test_states_behind_a_cached_prefix_are_those_of_a_plain_pass(tiny_model):
+def test_states_behind_a_cached_prefix_are_those_of_a_plain_pass(tiny_model, monkeypatch):
     tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
-    found = geometry.pooled_states(model, tokenizer, ["what hurts", "feel " * 9], system_prompt="talk " * 30, batch_size=2)
-    head = tokenizer(render_chat(tokenizer, "what hurts", "talk " * 30), add_special_tokens=False).input_ids
-    with torch.inference_mode():
-        states = model(torch.tensor([head]), output_hidden_states=True).hidden_states
-    np.testing.assert_allclose(found.last[0, 2], states[2][0, -1].numpy(), atol=2e-4)
+    lengths, make = [], geometry.prefix_cache
+    monkeypatch.setattr(geometry, "prefix_cache", lambda *args: lengths.append(made := make(*args)) or made)
+    system, texts, answers = "talk " * 30, ["what hurts", "feel " * 9, "  two spaces"], ["talk to someone", "the person", "can talk"]
+    found = geometry.pooled_states(model, tokenizer, texts, answers=answers, system_prompt=system, batch_size=2)
+    assert lengths[0][1] > 20
+    for i in range(3):
+        head, tail = (tokenizer(part, add_special_tokens=False).input_ids for part in (render_chat(tokenizer, texts[i], system), answers[i]))
+        with torch.inference_mode():
+            states = model(torch.tensor([head + tail]), output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(found.mean[i, 2], states[2][0, len(head):].mean(0).numpy(), atol=2e-4)
+        np.testing.assert_allclose(found.last[i, 2], states[2][0, -1].numpy(), atol=2e-4)
 
 
-def test_pooling_does_not_hang_on_batch_padding_or_order(tiny_model):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+@pytest.mark.parametrize("shape", ["tiny_model", "tiny_hybrid"])
+def test_pooling_does_not_hang_on_batch_padding_or_order(shape, request):
+    folder = str(request.getfixturevalue(shape))
+    tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
     texts = ["what hurts today", "talk " * 25, "feel"]
     one, many = geometry.pooled_states(model, tokenizer, texts, batch_size=1), geometry.pooled_states(model, tokenizer, texts[::-1], batch_size=3)
     for a, b in zip(one, many):
-        assert a.shape == (3, 3, 64)
-        np.testing.assert_allclose(a, b[::-1], atol=2e-4)
+        assert a.shape[::2] == (3, 64)
+        np.testing.assert_allclose(a, b[::-1], atol=1e-3)
 
 
 def test_the_mean_leaves_out_what_every_chat_begins_with(tiny_model):

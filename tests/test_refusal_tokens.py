@@ -60,8 +60,10 @@ def test_what_is_learnt():
     assert rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0).ends.sum() == 0
 
 
-def test_probabilities_do_not_hang_on_padding_batch_or_order(tiny_model):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+@pytest.mark.parametrize("shape", ["tiny_model", "tiny_hybrid"])
+def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, request):
+    folder = str(request.getfixturevalue(shape))
+    tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
     tokens = rt.assign_tokens(tokenizer)
     models.add_rows(model, tokenizer)
     texts = ["what hurts today", "talk " * 30, "feel", "someone can talk about what hurts " * 4]
@@ -74,11 +76,14 @@ def test_probabilities_do_not_hang_on_padding_batch_or_order(tiny_model):
     assert np.ptp(one_by_one[:, 0]) > 1e-4
 
 
-def test_probabilities_behind_a_system_prompt_are_those_of_a_plain_pass(tiny_model):
+def test_probabilities_behind_a_system_prompt_are_those_of_a_plain_pass(tiny_model, monkeypatch):
     tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
     tokens = rt.assign_tokens(tokenizer)
     models.add_rows(model, tokenizer)
+    lengths, make = [], rt.prefix_cache
+    monkeypatch.setattr(rt, "prefix_cache", lambda *args: lengths.append(made := make(*args)) or made)
     found, mass = rt.category_probabilities(model, tokenizer, ["what hurts", "feel " * 9], "talk " * 30, tokens)
+    assert lengths[0][1] > 20
     chat = tokenizer(render_chat(tokenizer, "what hurts", "talk " * 30), add_special_tokens=False, return_tensors="pt")
     with torch.inference_mode():
         plain = model(**chat).logits[0, -1].softmax(-1)[rt.token_ids(tokenizer, tokens)].numpy()

@@ -73,14 +73,15 @@ def test_rates_by_hand():
     rates = sr.refusal_rates(TABLE, **BOOT).set_index("set")
     row = rates.loc["test"]
     assert (row.n_unsafe, row.n_safe, row.refused_unsafe, row.refused_safe) == (3, 2, pytest.approx(2 / 3), 0.5)
-    assert row.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2) / 2) and row.roc_area == pytest.approx(4 / 6)
-    assert row.unsafe_low < 2 / 3 < row.unsafe_high and row.roc_low <= row.roc_area <= row.roc_high
-    assert np.isnan(rates.loc["utility", "roc_area"]) and rates.loc["utility", "n_unsafe"] == 0
+    assert row.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2) / 2) and row.unsafe_low < 2 / 3 < row.unsafe_high
+    assert np.isnan(rates.loc["utility", "balanced_accuracy"]) and rates.loc["utility", "n_unsafe"] == 0
+    area = sr.roc_areas(TABLE, **BOOT).set_index("set")
+    assert area.roc_area["test"] == pytest.approx(4 / 6) and area.roc_low["test"] <= 4 / 6 <= area.roc_high["test"] and np.isnan(area.roc_area["utility"])
 
 
 BY_SET = scores(
     *[(name, label, p, "") for name in ("corpus, val", "corpus, test", "XSTest") for label, p in (("unsafe", 0.9), ("unsafe", 0.6), ("safe", 0.7), *[("safe", 0.1)] * 3)],
-    ("contrast, val", "unsafe", 0.8, ""), ("contrast, val", "safe", 0.3, ""),
+    ("contrast, val", "unsafe", 0.8, ""), ("contrast, val", "safe", 0.3, ""), ("utility", "safe", 0.2, ""),
 )
 
 
@@ -89,19 +90,23 @@ def test_each_budget_has_thresholds_from_validation_alone():
     # No false refusal on validation: the line is above 0.7, where one of the two harmful messages of each set stands.
     assert table.refused_unsafe["corpus, test"].tolist() == [0.5, 1] and table.refused_safe["corpus, test"].tolist() == [0, 0.25]
     assert table.preferred.groupby("budget").all().tolist() == [False, True]  # 1 and 7/8 against 1 and 3/4
-    moved = BY_SET.assign(respond=BY_SET.respond.where(BY_SET["set"].str.endswith("val"), 0.5))
-    assert sr.validated_thresholds(moved, budget=0.0) == sr.validated_thresholds(BY_SET, budget=0.0)
+    # Test sets on which the strict budget is best move neither thresholds nor preference.
+    moved = BY_SET.assign(respond=np.where(BY_SET["set"].str.endswith("val"), BY_SET.respond, np.where(BY_SET.label == "unsafe", 0.05, 0.35)))
+    moved = moved.assign(violence=1 - moved.respond)
+    again = sr.rates_by_budget(moved, [0.0, 0.25], **BOOT).set_index(["set", "budget"])
+    assert again.balanced_accuracy["XSTest"].tolist() == [1, 0.5] and again.preferred.tolist() == table.preferred.tolist()
 
 
-def test_targets_are_met_or_missed_and_a_missing_set_is_neither():
+def test_targets_at_both_budgets_are_met_or_missed_and_a_missing_set_is_neither():
     contacts = pd.DataFrame({"condition": ["tuned_tokens", "tuned_tokens", "tuned"], "valid": [1.0, 0.9, 0.0], "invented": [0, 0, 7]})
-    judged = pd.DataFrame({"condition": ["tuned_tokens", "generic"], "relevance": [4.0, 3.0]})
-    given = (contacts, judged, sr.UtilityCost(0, 390, 0.0, 0.0, 0.009))
+    judged = pd.DataFrame({"prompt_id": list("abab"), "condition": ["tuned_tokens"] * 2 + ["generic"] * 2, "relevance": [4.0, np.nan, 3.0, 1.0]})
     by_budget = sr.rates_by_budget(BY_SET, [0.0, 0.25], **BOOT)
-    table = sr.targets_table(by_budget, 0.0, *given, baseline="generic")
-    assert table.reached.tolist() == [0.5, 0, 0.9, 0, 1, 0.009, 0.875] and table.met.tolist() == [False, True, False, True, True, True, True]
-    without = sr.targets_table(by_budget[by_budget["set"] != "XSTest"], 0.25, *given, baseline="no such")
-    assert without.met.tolist() == [True, False, False, True, None, True, None]
+    table = sr.targets_table(by_budget, 0.0, contacts, judged, baseline="generic")
+    assert table.budget.tolist() == [0] * 4 + [0.25] * 4 + [0] * 3
+    assert table.reached.drop([3, 7]).tolist() == [0.5, 0, 0.75, 1, 0.25, 0.875, 0.9, 0, 1]
+    assert table.met.tolist() == [False, True, False, False, True, False, True, False, False, True, True]
+    without = sr.targets_table(by_budget[by_budget["set"] != "XSTest"], 0.25, contacts, judged, baseline="no such")
+    assert without.met.tolist() == [True, False, None, False, False, True, None]
 
 
 def test_a_curve_runs_from_none_to_all_and_passes_the_chosen_point():
