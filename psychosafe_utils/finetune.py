@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -138,6 +139,18 @@ def encode_pairs(tokenizer, rows: pd.DataFrame, system_prompt: str, max_length: 
     return Dataset.from_list(encoded)
 
 
+def rows_in_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
+    """Rows so ordered that each batch has rows of like length, which saves padding, and the batches come in random order.
+
+    The library's own grouping goes from long rows to short ones again and again, so that training always ends on short rows, whatever those teach.
+    """
+    rng = np.random.default_rng(seed)
+    by_length = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i])
+    whole = len(lengths) // batch_size * batch_size
+    batches = [by_length[i:i + batch_size] for i in range(0, whole, batch_size)]
+    return [i for b in rng.permutation(len(batches)) for i in batches[b]] + by_length[whole:]
+
+
 def _collate(collator, items: list[dict]) -> dict:
     """A batch, padded on the left, with how many of the last positions carry a label: only their logits are computed, for a vocabulary is wide."""
     batch = collator(items)
@@ -177,7 +190,7 @@ def _training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         activation_checkpointing=recipe.gradient_checkpointing, use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False, log_level="error",
         prediction_loss_only=True,
-        train_sampling_strategy="group_by_length",  # pairs of like length in a step: a fifth fewer tokens are padding
+        train_sampling_strategy="sequential",  # the rows are put in order before, by `rows_in_order`
     )
 
 
@@ -280,9 +293,10 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
         lora.trainable_token_indices = _rows_to_train(model, list(token_ids))
     model = get_peft_model(model, lora)
     model.peft_config["default"].base_model_name_or_path = model_id  # not the folder that it lies in on this machine
+    rows = encode_pairs(tokenizer, train, system_prompt, recipe.max_length)
     trainer = Trainer(
         model=model, args=_training_arguments(recipe, folder), callbacks=[_Progress()],
-        train_dataset=encode_pairs(tokenizer, train, system_prompt, recipe.max_length),
+        train_dataset=rows.select(rows_in_order([len(ids) for ids in rows["input_ids"]], recipe.batch_size, recipe.seed)),
         eval_dataset=encode_pairs(tokenizer, val, system_prompt, recipe.max_length),
         data_collator=partial(_collate, DataCollatorForSeq2Seq(tokenizer, padding=True)), compute_loss_func=_loss_on_kept,
     )

@@ -108,6 +108,17 @@ def train(tiny_model, work, recipe=RECIPE):
     return finetune.train_adapter(str(tiny_model), "r", tokenizer, PAIRS, PAIRS[:2], "", recipe=recipe, work=work)
 
 
+def test_rows_of_like_length_share_a_batch_and_batches_come_in_random_order():
+    lengths = [5, 90, 7, 80, 6, 85, 70, 8, 75, 100]
+    order = finetune.rows_in_order(lengths, 4, seed=1)
+    assert sorted(order) == list(range(10))
+    batches = [sorted(lengths[i] for i in order[k:k + 4]) for k in (0, 4)]
+    assert sorted(batches) == [[5, 6, 7, 8], [70, 75, 80, 85]] and sorted(lengths[i] for i in order[8:]) == [90, 100]
+    first = {finetune.rows_in_order(list(range(400)), 4, seed=s)[0] // 4 for s in range(20)}
+    assert len(first) > 10  # neither the longest nor the shortest begin
+    assert finetune.rows_in_order(lengths, 4, seed=1) == order
+
+
 def test_training_learns_and_a_second_call_returns_the_same(tiny_model, tmp_path, monkeypatch):
     folder, curve = train(tiny_model, tmp_path, RECIPE._replace(learning_rate=0.05, max_steps=12))
     val = curve[curve.split == "val"].loss
