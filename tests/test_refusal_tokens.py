@@ -65,15 +65,16 @@ def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, request):
     folder = str(request.getfixturevalue(shape))
     tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
     tokens = rt.assign_tokens(tokenizer)
+    torch.manual_seed(1)  # the new rows are drawn
     models.add_rows(model, tokenizer)
     texts = ["what hurts today", "talk " * 30, "feel", "someone can talk about what hurts " * 4]
     one_by_one, mass = rt.category_probabilities(model, tokenizer, texts, "", tokens, batch_size=1)
     together, mass_together = (rows[::-1] for rows in rt.category_probabilities(model, tokenizer, texts[::-1], "", tokens, batch_size=4))
-    np.testing.assert_allclose(one_by_one, together, atol=1e-5)
+    np.testing.assert_allclose(one_by_one, together, atol=1e-4)
     np.testing.assert_allclose(one_by_one.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(mass, mass_together, atol=1e-5)
+    np.testing.assert_allclose(mass, mass_together, atol=1e-4)
     assert (0 < mass).all() and (mass < 0.2).all()  # an untrained model would say other things
-    assert np.ptp(one_by_one[:, 0]) > 1e-4
+    assert np.ptp(np.log(one_by_one[:, 0])) > 0.01
 
 
 def test_probabilities_behind_a_system_prompt_are_those_of_a_plain_pass(tiny_model, monkeypatch):
