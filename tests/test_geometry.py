@@ -132,15 +132,15 @@ def test_states_behind_a_cached_prefix_are_those_of_a_plain_pass(tiny_model, mon
         np.testing.assert_allclose(found.last[i, 2], states[2][0, -1].numpy(), atol=2e-4)
 
 
-@pytest.mark.parametrize("shape", ["tiny_model", "tiny_hybrid"])
-def test_pooling_does_not_hang_on_batch_padding_or_order(shape, request):
+@pytest.mark.parametrize("shape, layers, tolerance", [("tiny_model", 3, {"atol": 2e-4}), ("tiny_hybrid", 5, {"rtol": 1e-3, "atol": 1e-3})])  # recurrent layers add up rounding
+def test_pooling_does_not_hang_on_batch_padding_or_order(shape, layers, tolerance, request):
     folder = str(request.getfixturevalue(shape))
     tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
     texts = ["what hurts today", "talk " * 25, "feel"]
     one, many = geometry.pooled_states(model, tokenizer, texts, batch_size=1), geometry.pooled_states(model, tokenizer, texts[::-1], batch_size=3)
     for a, b in zip(one, many):
-        assert a.shape[::2] == (3, 64)
-        np.testing.assert_allclose(a, b[::-1], rtol=1e-3, atol=1e-3)
+        assert a.shape == (3, layers, 64)
+        np.testing.assert_allclose(a, b[::-1], **tolerance)
 
 
 def test_the_mean_leaves_out_what_every_chat_begins_with(tiny_model):

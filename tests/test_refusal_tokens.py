@@ -60,8 +60,8 @@ def test_what_is_learnt():
     assert rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0).ends.sum() == 0
 
 
-@pytest.mark.parametrize("shape", ["tiny_model", "tiny_hybrid"])
-def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, request):
+@pytest.mark.parametrize("shape, tolerance", [("tiny_model", 1e-5), ("tiny_hybrid", 1e-4)])  # recurrent layers add up rounding
+def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, tolerance, request):
     folder = str(request.getfixturevalue(shape))
     tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
     tokens = rt.assign_tokens(tokenizer)
@@ -70,9 +70,9 @@ def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, request):
     texts = ["what hurts today", "talk " * 30, "feel", "someone can talk about what hurts " * 4]
     one_by_one, mass = rt.category_probabilities(model, tokenizer, texts, "", tokens, batch_size=1)
     together, mass_together = (rows[::-1] for rows in rt.category_probabilities(model, tokenizer, texts[::-1], "", tokens, batch_size=4))
-    np.testing.assert_allclose(one_by_one, together, atol=1e-4)
-    np.testing.assert_allclose(one_by_one.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(mass, mass_together, atol=1e-4)
+    np.testing.assert_allclose(one_by_one, together, atol=tolerance)
+    np.testing.assert_allclose(one_by_one.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(mass, mass_together, atol=tolerance)
     assert (0 < mass).all() and (mass < 0.2).all()  # an untrained model would say other things
     assert np.ptp(np.log(one_by_one[:, 0])) > 0.01
 
