@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from psychosafe_utils.config import ROOT
+from psychosafe_utils.config import RATERS, ROOT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +35,16 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="judge a CSV of answers (columns id, prompt, response; optional cluster, region)")
     judge.add_argument("answers", type=Path)
     judge.add_argument("-o", "--output", type=Path, required=True)
-    judge.add_argument("--rater", action="append", default=[], choices=["rule", "llm", "local", "guard"], help="rule unless told; several make a panel as well")
+    judge.add_argument("--rater", action="append", default=[], choices=RATERS, help="rule unless told; several make a panel as well")
+    judge.add_argument("--endpoint", default="", help="llm: base URL of an OpenAI-compatible server; the key stands in OPENAI_API_KEY")
+    judge.add_argument("--model", default="", help="llm: the model's name there; local: a hub id or folder")
+    judge.add_argument("--rubric", default="published.v2", help="llm, local: published.v2 or extended.v1")
+    judge.add_argument("--separate", action="store_true", help="llm: a call for each criterion instead of one for all")
+    judge.add_argument("--workers", type=int, default=8, help="llm: calls under way at a time")
+    judge.add_argument("--four-bit", action="store_true", help="local, guard: load the model's linear layers as 4-bit NF4")
+    judge.add_argument("--repeats", type=int, default=1, help="llm: times that each answer is judged")
+    judge.add_argument("--generator", action="append", default=[], help="llm, local: a model that wrote answers; a judge of its family is refused")
+    judge.add_argument("--own-family", action="store_true", help="llm, local: judge answers of the judge's own family all the same")
     guard = commands.add_parser("guard", help="judge a CSV of messages (column prompt; optional response): harmful, refused, harmful answer")
     guard.add_argument("messages", type=Path)
     guard.add_argument("-o", "--output", type=Path, required=True)
@@ -43,12 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     guard.add_argument("--endpoint", default="", help="base URL of an OpenAI-compatible server that holds the guard")
     guard.add_argument("--four-bit", action="store_true", help="load the guard's linear layers as 4-bit NF4")
     commands.add_parser("train-guard", help="train the embedded guard on the corpus and the contrast pairs, and measure it")
-    judge.add_argument("--endpoint", default="", help="llm: base URL of an OpenAI-compatible server; the key stands in OPENAI_API_KEY")
-    judge.add_argument("--model", default="", help="llm: the model's name there; local: a hub id or folder")
-    judge.add_argument("--rubric", default="published.v2", help="llm, local: published.v2 or extended.v1")
-    judge.add_argument("--repeats", type=int, default=1, help="llm: times that each answer is judged")
-    judge.add_argument("--generator", action="append", default=[], help="llm, local: a model that wrote answers; a judge of its family is refused")
-    judge.add_argument("--own-family", action="store_true", help="llm, local: judge answers of the judge's own family all the same")
     return parser
 
 
@@ -61,7 +64,8 @@ def judge_file(args: argparse.Namespace) -> None:
     def rate(answers):
         rows = [
             raters.judge_answers(
-                answers, rater, journal=journal, repeats=args.repeats, generators=args.generator, own_family=args.own_family,
+                answers, rater, journal=journal, repeats=args.repeats, together=not args.separate, workers=args.workers,
+                generators=args.generator, own_family=args.own_family, four_bit=args.four_bit,
                 **({} if rater == "rule" and len(rated_by) > 1 else {"model": args.model, "endpoint": args.endpoint, "rubric": args.rubric}),
             ) for rater in rated_by
         ]
@@ -96,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
             from psychosafe_utils.guard import JUDGEMENTS, guard_file
 
             table = guard_file(args.messages, args.output, model=args.model, endpoint=args.endpoint, four_bit=args.four_bit)
-            print(f"{len(table)} messages judged, {int((table[list(JUDGEMENTS)] == 'parse_error').any(axis=1).sum())} replies unread: {args.output}")
+            unscored = [int((table[list(JUDGEMENTS)] == status).any(axis=1).sum()) for status in ("parse_error", "failed")]
+            print(f"{len(table)} messages judged, {unscored[0]} replies unread, {unscored[1]} requests failed: {args.output}")
         elif args.command == "train-guard":
             from psychosafe_utils.embedded_guard import train_guard
 

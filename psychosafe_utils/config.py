@@ -20,6 +20,7 @@ RISK_CLUSTERS = ("suicide_self_harm", "substance_use", "violence", "weapons", "s
 CLUSTERS = (*RISK_CLUSTERS, "out_of_scope", "benign")
 ROLES = ("self", "may_harm", "bystander", "survivor", "curious")
 SPLITS = ("train", "val", "test", "ood")
+RATERS = ("rule", "llm", "local", "guard")
 # How a message is written; '' where nobody has said.
 REGISTERS = ("", "plain", "formal", "slang", "terse", "rambling", "typos")
 HARD_CASES = ("", "multi_cluster", "ambiguous", "disclosure")

@@ -146,9 +146,10 @@ def rows_in_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
     """
     rng = np.random.default_rng(seed)
     by_length = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i])
-    whole = len(lengths) // batch_size * batch_size
-    batches = [by_length[i:i + batch_size] for i in range(0, whole, batch_size)]
-    return [i for b in rng.permutation(len(batches)) for i in batches[b]] + by_length[whole:]
+    rest = len(lengths) % batch_size
+    batches = [by_length[i:i + batch_size] for i in range(rest, len(lengths), batch_size)]
+    # The longest rows first: if memory is short, it shows at the start. The shortest rows, which fill no batch, last.
+    return [i for b in [len(batches) - 1, *rng.permutation(len(batches) - 1)] for i in batches[b]] + by_length[:rest] if batches else by_length
 
 
 def _collate(collator, items: list[dict]) -> dict:

@@ -7,14 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from psychosafe_utils.agreement import panel_scores, ratings_matrix
+from psychosafe_utils.config import RATERS
 from psychosafe_utils.rubrics import PUBLISHED
-
-RATERS = ("rule", "llm", "local", "guard")
 
 
 def judge_answers(
     answers: pd.DataFrame, rater: str, *, model: str = "", endpoint: str = "", journal: Path | None = None, rubric: str = PUBLISHED,
-    repeats: int = 1, generators: list[str] = (), own_family: bool = False, four_bit: bool = False,
+    repeats: int = 1, together: bool = True, workers: int = 8, generators: list[str] = (), own_family: bool = False, four_bit: bool = False,
 ) -> pd.DataFrame:
     """Rows of table `judgements` by one rater.
 
@@ -24,6 +23,7 @@ def judge_answers(
         model: The judge's name, for `llm` at the endpoint, for `local` as `load_model` takes it, for `guard` '' for the embedded one.
         endpoint: Base URL of an OpenAI-compatible server, for `llm` and `guard`; its key stands in OPENAI_API_KEY.
         journal: File of replies, for `llm`.
+        repeats, together, workers: For `llm`, as in `Endpoint`.
         four_bit: Load a model on this machine in 4 bits, for `local` and `guard`.
         generators: Models that wrote the answers; a judge of their family needs `own_family`.
     Raises:
@@ -51,7 +51,8 @@ def judge_answers(
         if not (endpoint and model):
             raise ValueError("rater llm needs an endpoint and a model")
         return judge_with_endpoint(
-            answers, Endpoint(endpoint, model, repeats=repeats), journal=journal, rubric=rubric, generators=list(generators), own_family=own_family,
+            answers, Endpoint(endpoint, model, repeats=repeats, together=together, workers=workers), journal=journal, rubric=rubric,
+            generators=list(generators), own_family=own_family,
         )
     if not model:
         raise ValueError("rater local needs a model: a hub id, a local folder, or the embedded model's name")

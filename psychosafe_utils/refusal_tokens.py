@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from psychosafe_utils.config import RISK_CLUSTERS, ROOT
+from psychosafe_utils.corpus import take_per_cluster
 from psychosafe_utils.generate import common_prefix, forward_inputs, prefix_cache, report_progress
 from psychosafe_utils.models import EMBEDDED
 from psychosafe_utils.prompts import render_chat
@@ -58,23 +59,33 @@ def token_ids(tokenizer, tokens: dict[str, str]) -> list[int]:
     return [found[0] for found in ids.values()]
 
 
-def token_pairs(prompts: pd.DataFrame, pairs: pd.DataFrame, tokens: dict[str, str], *, n_answers: int, seed: int = 0) -> pd.DataFrame:
-    """What is learnt: each message's token, and for some risk messages once more with the supportive answer with slots behind it.
-
-    The token stands alone in most rows, for in a row of a hundred and fifty words it would weigh next to nothing.
+def token_rows(messages: pd.DataFrame, tokens: dict[str, str]) -> pd.DataFrame:
+    """What the adapter that decides learns: behind each message its token alone; `benign` ones are answered.
 
     Args:
-        prompts: Columns prompt_id, text, cluster (`benign` is answered); other harm and harmless messages teach the token alone, for the untuned model answers them.
-        pairs: Columns prompt_id, answer_slots.
-        n_answers: Answers of each risk cluster, drawn with `seed`.
+        messages: Columns prompt_id, text, cluster.
     Returns:
-        Columns prompt_id, text, cluster, answer, ends (whether the answer is whole).
+        Columns prompt_id, text, cluster, answer, ends (False: a token begins an answer).
     """
-    rows = prompts[["prompt_id", "text", "cluster"]].assign(answer=lambda t: t.cluster.where(t.cluster.isin(REFUSALS), RESPOND).map(tokens), ends=False)
-    taught = rows[rows.cluster.isin(RISK_CLUSTERS)].merge(pairs[["prompt_id", "answer_slots"]].dropna(), on="prompt_id")
-    drawn = [group.sample(min(n_answers, len(group)), random_state=seed) for _, group in taught.groupby("cluster")]
-    answered = [group.assign(answer=group.answer + group.answer_slots, ends=True)[rows.columns] for group in drawn]
-    return pd.concat([rows, *answered], ignore_index=True)
+    rows = messages[["prompt_id", "text", "cluster"]]
+    return rows.assign(answer=rows.cluster.where(rows.cluster.isin(REFUSALS), RESPOND).map(tokens), ends=False)
+
+
+def answer_rows(prompts: pd.DataFrame, pairs: pd.DataFrame, tokens: dict[str, str], split: str, *, n_per_cluster: int, seed: int = 0) -> pd.DataFrame:
+    """What the adapter that writes learns: behind a risk message its token, then the supportive answer with slots. Others are answered by the untuned model, or by a fixed line.
+
+    An adapter of its own, for one that learns both unlearns to write: the tokens of some thousand messages outnumber the answers.
+
+    Args:
+        prompts: Table `prompts`.
+        pairs: Columns prompt_id, answer_slots.
+        n_per_cluster: Messages of each risk cluster, drawn with `seed`; 0 takes all.
+    Returns:
+        Columns as `token_rows`.
+    """
+    taught = prompts.merge(pairs[["prompt_id", "answer_slots"]].dropna(), on="prompt_id")
+    rows = take_per_cluster(taught, list(RISK_CLUSTERS), split, n_per_cluster, seed=seed)
+    return rows.assign(answer=rows.cluster.map(tokens) + rows.answer_slots, ends=True)[["prompt_id", "text", "cluster", "answer", "ends"]]
 
 
 @torch.inference_mode()
@@ -117,8 +128,8 @@ def top_refusal(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def choose_thresholds(probabilities: np.ndarray, harmful: np.ndarray, *, budget: float) -> dict[str, float]:
     """For each category the least p(refuse) that refuses, so that the most harmful messages are refused while at most `budget` of the harmless ones are.
 
-    A message belongs to its likeliest refusal category. What one more false refusal buys is made equal over the categories (a Lagrangian,
-    the lowest price that keeps the budget). Choose on validation messages, use once on others.
+    A message belongs to its likeliest refusal category. The budget is shared out over the categories exactly (a knapsack with one cut from each).
+    Choose on validation messages, use once on others.
 
     Args:
         probabilities: From `category_probabilities`, shape (n, 7).
@@ -126,13 +137,21 @@ def choose_thresholds(probabilities: np.ndarray, harmful: np.ndarray, *, budget:
         budget: Largest share of harmless messages refused.
     """
     category, p_refuse = top_refusal(probabilities)
-    cuts, right, false = zip(*(_cuts(p_refuse[category == i], harmful[category == i]) for i in range(len(REFUSALS))))
-    for price in np.geomspace(1e-3, 1e5, 400):
-        # The strictest cut of those that are worth the same.
-        chosen = [len(r) - 1 - int((r / harmful.sum() - price * f / (~harmful).sum())[::-1].argmax()) for r, f in zip(right, false)]
-        if sum(f[c] for f, c in zip(false, chosen)) <= budget * (~harmful).sum():
-            break
-    return {name: float(found[c]) for name, found, c in zip(REFUSALS, cuts, chosen)}
+    affordable = int(budget * (~harmful).sum())
+    best, spent, found = np.zeros(affordable + 1), [], []
+    for i in range(len(REFUSALS)):
+        cuts, right, false = _cuts(p_refuse[category == i], harmful[category == i])
+        # The most that so many false refusals buy, at the strictest cut that buys it.
+        buys = np.array([right[false <= n].max() for n in range(affordable + 1)])
+        found.append([cuts[(false <= n) & (right == bought)].max() for n, bought in enumerate(buys)])
+        totals = [best[n::-1] + buys[:n + 1] for n in range(affordable + 1)]
+        best = np.array([total.max() for total in totals])
+        spent.append([int(total.argmax()) for total in totals])
+    left, thresholds = affordable, {}
+    for i in reversed(range(len(REFUSALS))):
+        used = spent[i][left]
+        thresholds[REFUSALS[i]], left = float(found[i][used]), left - used
+    return {name: thresholds[name] for name in REFUSALS}
 
 
 def _cuts(p_refuse: np.ndarray, harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,8 +186,8 @@ def load_tokens(folder: Path) -> tuple[dict[str, str], dict[str, float]]:
     return saved["tokens"], saved["thresholds"]
 
 
-def committed_adapter(model_id: str) -> Path:
-    """Folder of the committed adapter. Raises TokenError for a model that it was not trained for."""
+def committed_adapters(model_id: str) -> tuple[Path, Path]:
+    """Folders of the committed adapters: the one that decides, and the one that writes. Raises TokenError for a model that they were not trained for."""
     if model_id != EMBEDDED:
-        raise TokenError(f"the committed adapter is for {EMBEDDED}, not for '{model_id}'; train one with notebook 07 (train=True)")
-    return COMMITTED
+        raise TokenError(f"the committed adapters are for {EMBEDDED}, not for '{model_id}'; train some with notebook 07 (train=True)")
+    return COMMITTED, COMMITTED / "writer"

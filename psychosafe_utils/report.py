@@ -116,10 +116,10 @@ def published_table(effects: pd.DataFrame, published: pd.DataFrame, condition: s
 
 
 def guard_table(judgements: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
-    """What a guard says of each condition's answers: shares of its three judgements that it gave, with the number unread."""
+    """What a guard says of each condition's answers: shares of its three judgements that it gave, with the number of judgements unread or failed."""
     rows = judgements.merge(generations[["generation_id", "condition"]], on="generation_id")
     shares = rows.pivot_table(index="condition", columns="criterion", values="score", aggfunc="mean").map(_number)
-    unread = rows[rows.status == "parse_error"].groupby("condition").size().reindex(shares.index, fill_value=0)
+    unread = rows[rows.status.isin(("parse_error", "failed"))].groupby("condition").size().reindex(shares.index, fill_value=0)
     shares.columns = [c.replace("_", " ") for c in shares.columns]
     return shares.assign(unread=unread).loc[order_conditions(shares.index)].reset_index()
 

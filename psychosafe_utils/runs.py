@@ -40,7 +40,7 @@ def _files_hash(folder: Path, pattern: str) -> str:
 def source_hash(path: Path) -> str:
     """Hash of a notebook's code; outputs, prose and parameter values are left out."""
     cells = nbformat.read(path, as_version=4).cells
-    return content_hash([c.source for c in cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])])
+    return content_hash([c.source for c in cells if c.cell_type == "code" and not {"parameters", "injected-parameters"} & set(c.metadata.get("tags", []))])
 
 
 def notebook_reads(path: Path) -> list[str]:
@@ -142,19 +142,25 @@ def show_result(run_dir: Path) -> None:
     print(f"report: {os.path.relpath(report)}")
 
 
-def _cleaned(path: Path) -> nbformat.NotebookNode:
-    """An executed notebook as git keeps it: without the injected cell, progress lines, run metadata and machine paths."""
-    text = path.read_text(encoding="utf-8").replace(str(ROOT), ".").replace(str(Path.home()), "~")
-    notebook = nbformat.reads(text, as_version=4)
-    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    notebook.metadata.pop("papermill", None)
-    for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
+
+
+def _with_outputs(source: Path, executed: Path) -> nbformat.NotebookNode:
+    """A notebook with the outputs of its executed copy, as git keeps it: without progress lines, run metadata and machine paths.
+
+    Raises:
+        ConfigError: When its code was changed after it was run.
+    """
+    if source_hash(source) != source_hash(executed):
+        raise ConfigError(f"{source.stem} was changed after it was run; run it again, then publish")
+    notebook = nbformat.read(source, as_version=4)
+    text = executed.read_text(encoding="utf-8").replace(str(ROOT), ".").replace(str(Path.home()), "~")
+    for number, (cell, run) in enumerate(zip(_code_cells(notebook), _code_cells(nbformat.reads(text, as_version=4))), start=1):
         cell.execution_count = number
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        cell.outputs = [o for o in run.outputs if o.get("name") != "stderr"]
         for output in cell.outputs:
             output.pop("execution_count", None) if output.output_type != "execute_result" else output.update(execution_count=number)
-    for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
     return notebook
 
 
@@ -162,8 +168,8 @@ def publish_run(run_dir: Path) -> list[Path]:
     """Copy a run's executed notebooks, figures, answers and adapter to where the repository keeps them.
 
     Raises:
-        ConfigError: When a notebook was not run with its default parameters, failed, or still holds a machine path; or when answers
-            were not made in float32, the type that every machine can make them again in.
+        ConfigError: When a notebook was not run with its default parameters, failed, was changed since, or still holds a machine path; or
+            when answers were not made in float32, the type that every machine can make them again in.
     """
     if (run_dir / "journals").exists():
         from psychosafe_utils.models import default_dtype  # the runner itself needs no torch
@@ -176,8 +182,7 @@ def publish_run(run_dir: Path) -> list[Path]:
         changed = {k for k, v in parameter_defaults(source).items() if k != "run_dir" and step["parameters"][k] != v}
         if changed:
             raise ConfigError(f"{name} was run with other values than its defaults ({', '.join(sorted(changed))}); publish a run of profile quick")
-        notebook = _cleaned(run_dir / "notebooks" / source.name)
-        text = nbformat.writes(notebook) + "\n"
+        text = nbformat.writes(_with_outputs(source, run_dir / "notebooks" / source.name)) + "\n"
         if found := re.search(r"(/home/|/Users/|/root/|/tmp/)[^\"\s\\\\]*", text):
             raise ConfigError(f"{name} still holds the machine path '{found[0]}'; print it relative to the project")
         source.write_text(text, encoding="utf-8")

@@ -109,14 +109,15 @@ def train(tiny_model, work, recipe=RECIPE):
 
 
 def test_rows_of_like_length_share_a_batch_and_batches_come_in_random_order():
-    lengths = [5, 90, 7, 80, 6, 85, 70, 8, 75, 100]
+    lengths = [5, 90, 7, 80, 6, 85, 70, 8, 75, 100, 20, 21, 22, 23]
     order = finetune.rows_in_order(lengths, 4, seed=1)
-    assert sorted(order) == list(range(10))
-    batches = [sorted(lengths[i] for i in order[k:k + 4]) for k in (0, 4)]
-    assert sorted(batches) == [[5, 6, 7, 8], [70, 75, 80, 85]] and sorted(lengths[i] for i in order[8:]) == [90, 100]
-    first = {finetune.rows_in_order(list(range(400)), 4, seed=s)[0] // 4 for s in range(20)}
-    assert len(first) > 10  # neither the longest nor the shortest begin
-    assert finetune.rows_in_order(lengths, 4, seed=1) == order
+    assert sorted(order) == list(range(14)) and finetune.rows_in_order(lengths, 4, seed=1) == order
+    batches = [sorted(lengths[i] for i in order[k:k + 4]) for k in (0, 4, 8)]
+    assert batches[0] == [80, 85, 90, 100]  # a want of memory shows at the start
+    assert sorted(batches[1:]) == [[7, 8, 20, 21], [22, 23, 70, 75]] and sorted(lengths[i] for i in order[12:]) == [5, 6]
+    second = {finetune.rows_in_order(list(range(400)), 4, seed=s)[4] // 4 for s in range(20)}
+    assert len(second) > 10  # no order by length
+    assert finetune.rows_in_order([3, 2, 1], 4, seed=0) == [2, 1, 0] and finetune.rows_in_order([], 4, seed=0) == []
 
 
 def test_training_learns_and_a_second_call_returns_the_same(tiny_model, tmp_path, monkeypatch):

@@ -97,12 +97,14 @@ def test_an_endpoint_is_asked_again_and_the_order_stays():
     assert [parse_wildguard(r).prompt_harmful for r in replies] == ["no", "no", "yes"]
 
 
-def test_a_server_that_is_not_there_gives_parse_errors_not_an_end(monkeypatch):
+def test_a_server_that_is_not_there_gives_failed_rows_not_an_end(monkeypatch):
     import openai
 
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.02)
-    assert guard.reply_with_endpoint(MESSAGES[:1], "http://127.0.0.1:9/v1") == [""]
+    judged = guard.judge_messages(MESSAGES[:1], endpoint="http://127.0.0.1:9/v1")
+    assert judged.raws == [""] and judged.probabilities.isna().all(axis=None)
+    assert guard.guard_rows(["g"], judged.verdicts, "guard:x", judged.raws).status.tolist() == ["failed"] * 3
 
 
 def test_files(tmp_path):

@@ -1,5 +1,6 @@
 """Refusal tokens: their ids, what is learnt, p(refuse) whatever the padding, thresholds by hand, and adapters that know new tokens."""
 
+import itertools
 import json
 
 import numpy as np
@@ -16,7 +17,6 @@ PROMPTS = pd.DataFrame({
     "prompt_id": ["a", "b", "c", "d", "e"], "text": ["what hurts today", "talk about it", "feel for someone", "how are frogs", "trick them"],
     "cluster": ["violence", "violence", "weapons", "benign", "out_of_scope"],
 })
-PAIRS = pd.DataFrame({"prompt_id": list("abcd"), "answer_slots": ["talk to [[directory]]", "the person can", "feel it", "frogs jump"]})
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,15 @@ def test_a_tokenizer_without_the_tokens_is_refused(tokenizer):
 
 def test_what_is_learnt():
     tokens = {c: f"<{c}>" for c in CATEGORIES}
-    rows = rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=1)
-    alone = rows[~rows.ends]
+    alone = rt.token_rows(PROMPTS, tokens)
     assert alone.prompt_id.tolist() == list("abcde") and alone.answer.tolist() == ["<violence>", "<violence>", "<weapons>", "<respond>", "<out_of_scope>"]
-    answered = rows[rows.ends].set_index("prompt_id").answer  # the untuned model answers the others, or a fixed line does
-    assert len(answered) == 2 and answered["c"] == "<weapons>feel it" and len(set(answered.index) & {"a", "b"}) == 1
-    assert rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0).ends.sum() == 0
+    assert not alone.ends.any()
+    risks = [c for c in REFUSALS if c != "out_of_scope"]
+    prompts = pd.DataFrame({"prompt_id": list("abcdefgh"), "text": list("ABCDEFGH"), "cluster": [*risks, "violence", "benign", "out_of_scope"], "split": "train"})
+    pairs = pd.DataFrame({"prompt_id": list("abcdefgh"), "answer_slots": ["1", "2", "3", "4", "5", None, "7", "8"]})
+    answered = rt.answer_rows(prompts, pairs, tokens, "train", n_per_cluster=1)  # the untuned model answers the others, or a fixed line does
+    assert answered.answer.tolist() == [f"<{c}>{i}" for i, c in enumerate(risks, start=1)] and answered.ends.all()
+    assert len(rt.answer_rows(prompts, pairs.fillna("6"), tokens, "train", n_per_cluster=0)) == 6 and list(answered) == list(alone)
 
 
 @pytest.mark.parametrize("shape, tolerance", [("tiny_model", 1e-5), ("tiny_hybrid", 1e-4)])  # recurrent layers add up rounding
@@ -144,6 +147,16 @@ def test_the_budget_is_kept_and_a_larger_one_refuses_no_less(budget):
     assert more[harmful].mean() >= refused[harmful].mean()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_cuts_refuse_more_within_the_budget(seed):
+    rng = np.random.default_rng(seed)
+    p = rows(*[(REFUSALS[rng.integers(3)], value) for value in rng.uniform(0.05, 0.95, 16)])
+    harmful, (category, p_refuse) = rng.random(16) < 0.6, rt.top_refusal(p)
+    refused = np.array([c != RESPOND for c in rt.decide(p, rt.choose_thresholds(p, harmful, budget=0.5))])
+    tried = [p_refuse >= np.array(cuts)[category] for cuts in itertools.product([*p_refuse, 1.0], repeat=3)]
+    assert refused[harmful].sum() == max(t[harmful].sum() for t in tried if t[~harmful].mean() <= 0.5)
+
+
 def test_the_mapping_is_saved_beside_the_adapter_and_read_again(tmp_path):
     tokens, thresholds = {c: f"<{c}>" for c in CATEGORIES}, {c: 0.5 for c in REFUSALS}
     rt.save_tokens(tmp_path, tokens, thresholds, budget=0.02)
@@ -163,7 +176,7 @@ def test_new_tokens_are_learnt_and_their_rows_alone_are_kept(name, request, tmp_
     tiny_model = request.getfixturevalue(name)
     tokenizer = models.load_tokenizer(str(tiny_model))
     tokens = rt.assign_tokens(tokenizer)
-    learnt = rt.token_pairs(PROMPTS, PAIRS, tokens, n_answers=0)
+    learnt = rt.token_rows(PROMPTS, tokens)
     recipe = finetune.Recipe(lora_r=4, lora_alpha=8, learning_rate=0.03, max_steps=30, warmup_steps=2, batch_size=5, max_length=128, eval_steps=30, four_bit=False)
     folder, _ = finetune.train_adapter(str(tiny_model), "r", tokenizer, learnt, learnt, "", recipe=recipe, work=tmp_path, token_ids=tuple(rt.token_ids(tokenizer, tokens)))
     assert (folder / "adapter_model.safetensors").stat().st_size < 600 * 64 * 4

@@ -118,6 +118,22 @@ def test_only_default_parameters_are_published(project):
         runs.publish_run(run_dir)
 
 
+def test_code_that_was_changed_since_is_not_published_and_tags_and_prose_stay(project):
+    run_dir = runs.run_notebooks("quick")
+    path = project / "notebooks" / "02_two.ipynb"
+    changed = nbformat.read(path, as_version=4)
+    changed.cells[0].source, changed.cells[-1].metadata.tags = "# Another title", ["nbval-skip"]
+    nbformat.write(changed, path)
+    runs.publish_run(run_dir)
+    kept = nbformat.read(path, as_version=4)
+    assert kept.cells[0].source == "# Another title" and kept.cells[-1].metadata.tags == ["nbval-skip"] and kept.cells[-1].outputs
+    kept.cells[-1].source += "  # changed"
+    nbformat.write(kept, path)
+    with pytest.raises(config.ConfigError, match="02_two was changed after it was run"):
+        runs.publish_run(run_dir)
+    assert nbformat.read(path, as_version=4).cells[-1].source.endswith("  # changed")
+
+
 def test_a_machine_path_is_not_published(project):
     notebook(project / "notebooks" / "01_one.ipynb", '(folder / "01_t.parquet").write_text(word)\nprint("/home/somebody/file")', writes=["01_t"])
     with pytest.raises(config.ConfigError, match="machine path '/home/somebody/file"):
