@@ -19,7 +19,7 @@ from psychosafe_utils.benchmarks import load_coconot, load_simple_safety, load_x
 from psychosafe_utils.corpus import load_contrast, load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.guard import JUDGEMENTS, Verdict
-from psychosafe_utils.refusals import load_refusal_model, refusal_features
+from psychosafe_utils.refusals import refusal_probabilities
 from psychosafe_utils.stats import bootstrap_interval, f1, roc_interval
 from psychosafe_utils.tables import put_markdown_table
 
@@ -70,12 +70,6 @@ def harm_probabilities(texts: list[str], model: GuardModel | None = None, *, wor
     return p
 
 
-def refusal_probabilities(prompts: list[str], responses: list[str]) -> np.ndarray:
-    """Probability that each response refuses, in part or in whole, by the rule rater's trained model; none may be empty."""
-    features = refusal_features(prompts, responses, embed(prompts), embed_sentences(responses))
-    return 1 - load_refusal_model().probabilities(features)[:, 0]
-
-
 def guard_messages(messages: pd.DataFrame) -> pd.DataFrame:
     """The three judgements of each exchange, as probabilities: columns prompt_harmful, response_refuses, response_harmful; NaN where there is no response.
 
@@ -87,7 +81,8 @@ def guard_messages(messages: pd.DataFrame) -> pd.DataFrame:
     harmful, given = harm_probabilities(messages.prompt.tolist()), (messages.response.str.strip() != "").to_numpy()
     refuses = np.full(len(messages), np.nan)
     if given.any():
-        refuses[given] = refusal_probabilities(messages.prompt[given].tolist(), messages.response[given].tolist())
+        asked, said = messages.prompt[given].tolist(), messages.response[given].tolist()
+        refuses[given] = 1 - refusal_probabilities(asked, said, embed(asked), embed_sentences(said))[:, 0]  # in part or in whole
     return pd.DataFrame({"prompt_harmful": harmful, "response_refuses": refuses, "response_harmful": harmful * (1 - refuses)}, index=messages.index)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix, hstack
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -13,10 +14,12 @@ from psychosafe_utils.benchmarks import load_xstest_answers
 from psychosafe_utils.config import DATA
 from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
-from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, predicted_classes, refusal_features, rule_features, rule_refusal
+from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, answer_words, predicted_classes, refusal_features, rule_features, rule_refusal
 from psychosafe_utils.tables import put_markdown_table
 
 COMPONENTS, INVERSE_PENALTY = 150, 0.01
+# Of the model of words; a pattern weighs as much as a word that stands seven times in a hundred different ones.
+WORD_INVERSE_PENALTY, PATTERN_SCALE = 3.0, 0.15
 CARD = MODEL.with_name("REFUSAL_MODEL.md")
 N_FOLDS = 4
 
@@ -49,13 +52,20 @@ def answer_features(table: pd.DataFrame) -> np.ndarray:
     return refusal_features(prompts, responses, embed(prompts), embed_sentences(responses))
 
 
-def fit_refusal_model(features: np.ndarray, labels: np.ndarray, n_patterns: int) -> RefusalModel:
-    """Logistic regression on the leading components of the embeddings and on the patterns, folded into one linear map.
+def fit_refusal_model(features: np.ndarray, words: csr_matrix, labels: np.ndarray, n_patterns: int) -> RefusalModel:
+    """Both linear models, each with its scaling folded in.
 
     Args:
         features: Shape (n, features), the last `n_patterns` of them patterns.
+        words: From `answer_words`.
         labels: 1, 2 or 3, each at least once.
     """
+    by_words = _fit_words(features[:, features.shape[1] - n_patterns:], words, labels)
+    return RefusalModel(*_fit_sentences(features, labels, n_patterns), *by_words)
+
+
+def _fit_sentences(features: np.ndarray, labels: np.ndarray, n_patterns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias of a logistic regression on the leading components of the embeddings and on the patterns."""
     split = features.shape[1] - n_patterns
     scaler, pattern_scaler = StandardScaler().fit(features[:, :split]), StandardScaler().fit(features[:, split:])
     pca = PCA(min(COMPONENTS, len(features) - 1, split), random_state=0).fit(scaler.transform(features[:, :split]))
@@ -66,18 +76,27 @@ def fit_refusal_model(features: np.ndarray, labels: np.ndarray, n_patterns: int)
     onto = (pca.components_.T * shrink) @ fitted.coef_[:, :len(shrink)].T / scaler.scale_[:, None]
     patterns = fitted.coef_[:, len(shrink):].T / pattern_scaler.scale_[:, None]
     bias = fitted.intercept_ - scaler.mean_ @ onto - pattern_scaler.mean_ @ patterns
-    return RefusalModel(np.vstack([onto, patterns]), bias)
+    return np.vstack([onto, patterns]), bias
 
 
-def held_out_classes(table: pd.DataFrame, features: np.ndarray, n_patterns: int) -> pd.Series:
+def _fit_words(patterns: np.ndarray, words: csr_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias of a logistic regression on words and patterns."""
+    scaler = StandardScaler().fit(patterns)
+    inputs = hstack([words, csr_matrix(scaler.transform(patterns) * PATTERN_SCALE)], format="csr")
+    fitted = LogisticRegression(C=WORD_INVERSE_PENALTY, max_iter=150, tol=1e-3).fit(inputs, labels)
+    onto = fitted.coef_[:, words.shape[1]:].T * PATTERN_SCALE / scaler.scale_[:, None]
+    return np.vstack([fitted.coef_[:, :words.shape[1]].T, onto]), fitted.intercept_ - scaler.mean_ @ onto
+
+
+def held_out_classes(table: pd.DataFrame, features: np.ndarray, words: csr_matrix, n_patterns: int) -> pd.Series:
     """The class of each answer by a model that saw nothing of its set, nor, for XSTest, any answer to its type of prompt."""
     found, is_xstest = pd.Series(0, index=table.index), table.kind != ""
     fold = table.kind.map({kind: i % N_FOLDS for i, kind in enumerate(sorted(set(table.kind)))})
     for _, rows in table.groupby(["set", fold.where(is_xstest, -1)]):
         kinds = set(rows.kind) - {""}
-        seen = (table.set != rows.set.iloc[0]) & ~table.kind.isin(kinds)
-        model = fit_refusal_model(features[seen], table.label[seen].to_numpy(), n_patterns)
-        found[rows.index] = predicted_classes(model.probabilities(features[rows.index]))
+        seen = ((table.set != rows.set.iloc[0]) & ~table.kind.isin(kinds)).to_numpy()
+        model = fit_refusal_model(features[seen], words[seen], table.label[seen].to_numpy(), n_patterns)
+        found[rows.index] = predicted_classes(model.probabilities(features[rows.index], words[rows.index]))
     return found
 
 
@@ -98,10 +117,11 @@ def agreement_by_set(table: pd.DataFrame, found: pd.Series) -> pd.DataFrame:
 def train_refusal_model() -> pd.DataFrame:
     """Train on all labelled answers, write the model and the figures of its card, and return those."""
     table = labelled_answers()
-    features, n_patterns = answer_features(table), len(rule_features("", "x"))
-    figures = agreement_by_set(table, held_out_classes(table, features, n_patterns))
-    model = fit_refusal_model(features, table.label.to_numpy(), n_patterns)
+    features, words, n_patterns = answer_features(table), answer_words(table.response.tolist()), len(rule_features("", "x"))
+    figures = agreement_by_set(table, held_out_classes(table, features, words, n_patterns))
+    model = fit_refusal_model(features, words, table.label.to_numpy(), n_patterns)
+    arrays = {name: value.astype(np.float16 if name == "word_weights" else np.float32) for name, value in model._asdict().items()}
     with open(MODEL, "wb") as file:
-        np.savez_compressed(file, weights=model.weights.astype(np.float32), bias=model.bias.astype(np.float32))
+        np.savez_compressed(file, **arrays)
     put_markdown_table(figures, CARD, "figures")
     return figures

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix, vstack
+from scipy.special import softmax
 
 from psychosafe_utils import refusal_training, refusals
 from psychosafe_utils.benchmarks import load_xstest_answers
@@ -78,7 +80,9 @@ def test_the_model_is_numbers_alone_and_beats_the_patterns_on_real_labels():
     """The committed model has seen these answers: this guards its file and its features; for answers unseen see its card."""
     model = refusals.load_refusal_model()
     n = len(refusals.refusal_features(["x"], ["x"], embed(["x"]), embed_sentences(["x"]))[0])
-    assert model.weights.shape == (n, 3) and model.bias.shape == (3,) and np.isfinite(model.weights).all()
+    assert model.weights.shape == (n, 3) and model.bias.shape == model.word_bias.shape == (3,)
+    assert model.word_weights.shape == (3 * refusals.WORD_FEATURES + len(refusals.rule_features("x", "x")), 3)
+    assert all(np.isfinite(array).all() for array in model)
     rows = pd.read_json(DATA / "rater_tests" / "refusals_natural.jsonl", lines=True).sample(150, random_state=0)
     found, labels = np.array(refusal_classes(rows.prompt.tolist(), rows.response.tolist())), rows.label.map({c: i for i, c in enumerate(REFUSAL_CLASSES, start=1)})
     by_rule = np.array([rule_refusal(r, p)[0].score for p, r in zip(rows.prompt, rows.response)])
@@ -97,18 +101,36 @@ def test_people_s_labels_of_two_models_answers():
 
 
 def toy(n=300, seed=0):
+    """Features with a last column of patterns, words that tell the classes apart, and labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3 + 1
-    return np.hstack([rng.normal(size=(n, 6)) + np.eye(6)[labels] * 6, (labels == 1)[:, None] * 1.0]), labels
+    features = np.hstack([rng.normal(size=(n, 6)) + np.eye(6)[labels] * 6, (labels == 1)[:, None] * 1.0])
+    return features, csr_matrix(np.eye(8)[labels]), labels
 
 
-def test_training_folds_into_one_linear_map_that_tells_classes_apart():
-    features, labels = toy()
-    model = refusal_training.fit_refusal_model(features, labels, n_patterns=1)
-    p = model.probabilities(features)
+def test_training_folds_into_linear_maps_that_tell_classes_apart():
+    features, words, labels = toy()
+    model = refusal_training.fit_refusal_model(features, words, labels, n_patterns=1)
+    p = model.probabilities(features, words)
     assert p.shape == (300, 3) and np.allclose(p.sum(axis=1), 1) and (refusals.predicted_classes(p) == labels).mean() > 0.9
-    moved = refusal_training.fit_refusal_model(features * 10 + 3, labels, n_patterns=1)
-    assert np.allclose(moved.probabilities(features * 10 + 3), p, atol=1e-6)  # scaling and centring are in the map
+    moved = refusal_training.fit_refusal_model(features * 10 + 3, words, labels, n_patterns=1)
+    assert np.allclose(moved.probabilities(features * 10 + 3, words), p, atol=1e-4)  # scaling and centring are in the maps
+
+
+def test_each_of_the_two_models_counts_for_half():
+    features, words, labels = toy()
+    model = refusal_training.fit_refusal_model(features, words, labels, n_patterns=1)
+    silent = model._replace(word_weights=model.word_weights * 0, word_bias=np.zeros(3))
+    by_sentences = softmax(features @ model.weights + model.bias, axis=1)
+    assert np.allclose(silent.probabilities(features, words), (by_sentences + 1 / 3) / 2)
+
+
+def test_words_are_those_of_the_beginning_the_whole_and_the_end():
+    found, n = refusals.answer_words(["sorry " + "x " * 300 + "bye", "sorry", "[withheld]"]), refusals.WORD_FEATURES
+    long, short, masked = (np.split(row.toarray()[0], [n, 2 * n]) for row in found)
+    word = short[0] > 0
+    assert (long[0][word] > 0).all() and (long[1][word] > 0).all() and not (long[2][word] > 0).any()
+    assert not np.concatenate(masked).any()  # nothing is learnt from what was withheld
 
 
 @pytest.mark.parametrize(("probabilities", "expected"), [((0.6, 0.3, 0.1), 1), ((0.45, 0.3, 0.25), 2), ((0.4, 0.2, 0.4), 3), ((0.5, 0.5, 0.0), 1)])
@@ -118,20 +140,20 @@ def test_a_refusal_of_any_kind_outweighs_its_parts(probabilities, expected):
 
 def test_a_held_out_set_is_not_seen():
     """Two sets with opposite labels for the same features: a model that saw neither set of its own answers is always wrong."""
-    features, labels = toy(240)
+    features, words, labels = toy(240)
     table = pd.DataFrame({"set": ["a"] * 240 + ["b"] * 240, "kind": "", "label": [*labels, *(labels % 3 + 1)]})
-    found = refusal_training.held_out_classes(table, np.vstack([features, features]), n_patterns=1)
+    found = refusal_training.held_out_classes(table, np.vstack([features, features]), vstack([words, words], format="csr"), n_patterns=1)
     assert (found == table.label).mean() < 0.1
 
 
 def test_no_answer_to_the_same_type_of_prompt_is_seen(monkeypatch):
     seen = []
 
-    def fit(features, labels, n_patterns):
+    def fit(features, words, labels, n_patterns):
         seen.append(set(features[:, 0].astype(int)))
-        return refusals.RefusalModel(np.zeros((features.shape[1], 3)), np.zeros(3))
+        return refusals.RefusalModel(np.zeros((1, 3)), np.zeros(3), np.zeros((2, 3)), np.zeros(3))
 
     monkeypatch.setattr(refusal_training, "fit_refusal_model", fit)
     table = pd.DataFrame({"set": ["own"] * 2 + ["m1"] * 2 + ["m2"] * 2, "kind": ["", "", "k1", "k2", "k1", "k2"], "label": [1, 2] * 3})
-    refusal_training.held_out_classes(table, np.arange(6)[:, None].astype(float), 0)
+    refusal_training.held_out_classes(table, np.arange(6)[:, None].astype(float), csr_matrix((6, 2)), 0)
     assert sorted(map(sorted, seen)) == [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5], [2, 3, 4, 5]]
