@@ -3,8 +3,8 @@
     python benchmarks/learning_curves.py       # about an hour on 2 slow cores; a second start does only what is missing
 
 One setting is changed at a time; with the number of requests and of epochs the number of steps changes too (4 rows each). Learnt from requests of the
-contrast pairs, the token alone; measured by the ROC area of p(refuse) on their validation split. The table stands beside the committed adapter, and
-notebook 07 shows it. After a change of the pairs, delete it first.
+contrast pairs, the token alone; measured by the ROC area of p(refuse) on their validation split. The table is put beside the committed
+adapter. After a change of the pairs, delete it first.
 """
 
 from __future__ import annotations

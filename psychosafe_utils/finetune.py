@@ -147,9 +147,13 @@ def rows_in_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
     rng = np.random.default_rng(seed)
     by_length = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i])
     rest = len(lengths) % batch_size
-    batches = [by_length[i:i + batch_size] for i in range(rest, len(lengths), batch_size)]
-    # The longest rows first: if memory is short, it shows at the start. The shortest rows, which fill no batch, last.
-    return [i for b in [len(batches) - 1, *rng.permutation(len(batches) - 1)] for i in batches[b]] + by_length[:rest] if batches else by_length
+    # The shortest rows, which fill no batch, come last.
+    batches, left_over = [by_length[i:i + batch_size] for i in range(rest, len(lengths), batch_size)], by_length[:rest]
+    if not batches:
+        return left_over
+    # The longest rows come first: if memory is short, it shows at the start.
+    turn = [len(batches) - 1, *rng.permutation(len(batches) - 1)]
+    return [i for b in turn for i in batches[b]] + left_over
 
 
 def _collate(collator, items: list[dict]) -> dict:

@@ -20,7 +20,7 @@ MODEL = FOLDER / "refusal_model.npz"
 OPENING = 300
 # Letters within which an appeal to values colours a contradiction.
 VALUES = 700
-# Letters of an answer's beginning and end whose words count apart from the whole's, the longest phrase of each part, and the number of hashed features a part.
+# Letters of an answer's beginning and end whose words count apart from the whole's, and the number of hashed features a part.
 BEGINNING, ENDING, WORD_FEATURES = 250, 200, 2**15
 LABELS = ("declines", "objects", "condemns", "denies", "contradicts", "lectures", "consoles", "hands over")
 LIST_ITEM = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*•])")

@@ -37,10 +37,14 @@ def _files_hash(folder: Path, pattern: str) -> str:
     return content_hash({str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob(pattern)) if p.is_file() and "__pycache__" not in p.parts and "benchmarks" not in p.parts})
 
 
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The code cells that a person wrote."""
+    return [c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
+
+
 def source_hash(path: Path) -> str:
     """Hash of a notebook's code; outputs, prose and parameter values are left out."""
-    cells = nbformat.read(path, as_version=4).cells
-    return content_hash([c.source for c in cells if c.cell_type == "code" and not {"parameters", "injected-parameters"} & set(c.metadata.get("tags", []))])
+    return content_hash([c.source for c in _code_cells(nbformat.read(path, as_version=4)) if "parameters" not in c.metadata.get("tags", [])])
 
 
 def notebook_reads(path: Path) -> list[str]:
@@ -140,10 +144,6 @@ def show_result(run_dir: Path) -> None:
     report = write_report(run_dir)
     print(mean_table(read_table(run_dir / "tables" / "04_effects.parquet", "effects")).to_string(index=False))
     print(f"report: {os.path.relpath(report)}")
-
-
-def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
 
 
 def _with_outputs(source: Path, executed: Path) -> nbformat.NotebookNode:
