@@ -1,8 +1,8 @@
-"""How well refusal tokens tell requests apart by what is in our hands: number of requests, share of harmless ones, rank, epochs, learning rate.
+"""How well refusal tokens tell requests apart by what is in our hands: number of requests, share of harmless ones, rank, epochs, learning rate, batch size.
 
-    python benchmarks/learning_curves.py       # about an hour on 2 slow cores; a second start does only what is missing
+    python benchmarks/learning_curves.py       # about 40 minutes on 2 cores; a second start does only what is missing
 
-One setting is changed at a time; with the number of requests and of epochs the number of steps changes too (4 rows each). Learnt from requests of the
+One setting is changed at a time; with the number of requests and of epochs and the size of a batch the number of steps changes too. Learnt from requests of the
 contrast pairs, the token alone; measured by the ROC area of p(refuse) on their validation split. The table is put beside the committed
 adapter. After a change of the pairs, delete it first.
 """
@@ -17,8 +17,8 @@ import pandas as pd
 from psychosafe_utils import corpus, finetune, models, prompts, refusal_tokens, stats, tables
 
 OUT = refusal_tokens.COMMITTED / "learning_curves.csv"
-BASE = {"requests": 300, "harmless": 0.5, "rank": 8, "epochs": 1, "learning_rate": 8e-4}
-VARIED = {"requests": [100, 900], "harmless": [0.2, 0.8], "rank": [2, 32], "epochs": [2], "learning_rate": [2e-4, 3e-3]}
+BASE = {"requests": 300, "harmless": 0.5, "rank": 8, "epochs": 1, "learning_rate": 8e-4, "batch_size": 4}
+VARIED = {"requests": [100, 900], "harmless": [0.2, 0.8], "rank": [2, 32], "epochs": [2], "learning_rate": [2e-4, 3e-3], "batch_size": [16]}
 N_VALIDATION = 400
 
 
@@ -36,7 +36,7 @@ def measure(setting: dict, work: Path) -> dict:
     validation = draw(contrast, "val", N_VALIDATION, 0.5)
     learnt, checked = (refusal_tokens.token_rows(t, tokens) for t in (draw(contrast, "train", setting["requests"], setting["harmless"]), validation[::20]))
     recipe = finetune.Recipe(
-        lora_r=setting["rank"], lora_alpha=2 * setting["rank"], learning_rate=setting["learning_rate"], epochs=float(setting["epochs"]), batch_size=4, eval_steps=1000, first_layer=12,
+        lora_r=setting["rank"], lora_alpha=2 * setting["rank"], learning_rate=setting["learning_rate"], epochs=float(setting["epochs"]), batch_size=setting["batch_size"], eval_steps=1000, first_layer=12,
     )
     folder, _ = finetune.train_adapter(
         models.EMBEDDED, models.model_fingerprint(models.EMBEDDED), tokenizer, learnt, checked, system_prompt, recipe=recipe, work=work,

@@ -116,7 +116,9 @@ def shift_respond(probabilities: np.ndarray, bias: float) -> np.ndarray:
 
 def choose_bias(probabilities: np.ndarray, harmful: np.ndarray, *, budget: float) -> float:
     """Least bias on `respond` at which at most `budget` of the harmless messages have a refusal as their likeliest token; the alternative to thresholds."""
-    margin = np.log(probabilities[:, 1:].max(axis=1)) - np.log(probabilities[:, 0])
+    # A saved probability may be rounded to nothing.
+    log = np.log(np.clip(probabilities, 1e-6, 1))
+    margin = log[:, 1:].max(axis=1) - log[:, 0]
     return float(np.quantile(margin[~harmful], 1 - budget, method="higher"))
 
 
