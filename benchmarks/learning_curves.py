@@ -1,6 +1,6 @@
 """How well refusal tokens tell requests apart by what is in our hands: number of requests, share of harmless ones, rank, epochs, learning rate, batch size.
 
-    python benchmarks/learning_curves.py       # about 40 minutes on 2 cores; a second start does only what is missing
+    python benchmarks/learning_curves.py       # half an hour on one core that has bfloat16; a second start does only what is missing
 
 One setting is changed at a time; with the number of requests and of epochs and the size of a batch the number of steps changes too. Learnt from requests of the
 contrast pairs, the token alone; measured by the ROC area of p(refuse) on their validation split. The table is put beside the committed

@@ -118,7 +118,7 @@ def test_the_layer_of_the_direction_is_chosen_across_halves_of_the_pairs():
 
 
 def test_states_behind_a_cached_prefix_are_those_of_a_plain_pass(tiny_model, monkeypatch):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False, dtype=torch.float32)
     lengths, make = [], geometry.prefix_cache
     monkeypatch.setattr(geometry, "prefix_cache", lambda *args: lengths.append(made := make(*args)) or made)
     system, texts, answers = "talk " * 30, ["what hurts", "feel " * 9, "  two spaces"], ["talk to someone", "the person", "can talk"]
@@ -135,7 +135,7 @@ def test_states_behind_a_cached_prefix_are_those_of_a_plain_pass(tiny_model, mon
 @pytest.mark.parametrize("shape, layers, tolerance", [("tiny_model", 3, {"atol": 2e-4}), ("tiny_hybrid", 5, {"rtol": 1e-3, "atol": 1e-3})])  # recurrent layers add up rounding
 def test_pooling_does_not_hang_on_batch_padding_or_order(shape, layers, tolerance, request):
     folder = str(request.getfixturevalue(shape))
-    tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
+    tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False, dtype=torch.float32)
     texts = ["what hurts today", "talk " * 25, "feel"]
     one, many = geometry.pooled_states(model, tokenizer, texts, batch_size=1), geometry.pooled_states(model, tokenizer, texts[::-1], batch_size=3)
     for a, b in zip(one, many):
@@ -144,7 +144,7 @@ def test_pooling_does_not_hang_on_batch_padding_or_order(shape, layers, toleranc
 
 
 def test_the_mean_leaves_out_what_every_chat_begins_with(tiny_model):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False, dtype=torch.float32)
     bare, prompted = (geometry.pooled_states(model, tokenizer, ["what hurts"], system_prompt=p) for p in ("", "talk " * 30))
     heads = [tokenizer(render_chat(tokenizer, "what hurts", p), add_special_tokens=False).input_ids for p in ("", "talk " * 30)]
     embedding = model.get_input_embeddings().weight.detach().numpy()
@@ -156,7 +156,7 @@ def test_the_mean_leaves_out_what_every_chat_begins_with(tiny_model):
 
 
 def test_states_of_answers_are_those_of_the_answers_tokens(tiny_model):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False, dtype=torch.float32)
     found = geometry.pooled_states(model, tokenizer, ["what hurts", "feel"], answers=["talk to someone", "the person can talk"])
     head, tail = tokenizer(render_chat(tokenizer, "feel", "")).input_ids, tokenizer("the person can talk").input_ids
     with torch.inference_mode():

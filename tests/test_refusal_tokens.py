@@ -66,7 +66,7 @@ def test_what_is_learnt():
 @pytest.mark.parametrize("shape, tolerance", [("tiny_model", 1e-5), ("tiny_hybrid", 1e-4)])  # recurrent layers add up rounding
 def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, tolerance, request):
     folder = str(request.getfixturevalue(shape))
-    tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False)
+    tokenizer, model = models.load_tokenizer(folder), models.load_model(folder, four_bit=False, dtype=torch.float32)
     tokens = rt.assign_tokens(tokenizer)
     torch.manual_seed(1)  # the new rows are drawn
     models.add_rows(model, tokenizer)
@@ -81,7 +81,7 @@ def test_probabilities_do_not_hang_on_padding_batch_or_order(shape, tolerance, r
 
 
 def test_probabilities_behind_a_system_prompt_are_those_of_a_plain_pass(tiny_model, monkeypatch):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False, dtype=torch.float32)
     tokens = rt.assign_tokens(tokenizer)
     models.add_rows(model, tokenizer)
     lengths, make = [], rt.prefix_cache
@@ -186,7 +186,7 @@ def test_new_tokens_are_learnt_and_their_rows_alone_are_kept(name, request, tmp_
 
 
 def test_rows_begin_at_right_angles_and_as_long_as_others(tiny_model):
-    model = models.load_model(str(tiny_model), four_bit=False)
+    model = models.load_model(str(tiny_model), four_bit=False, dtype=torch.float32)
     weight = model.get_input_embeddings().weight
     others, length = weight[10:].clone(), weight.norm(dim=1).mean().item()
     finetune._set_apart(model, (3, 5, 7), 0)
@@ -196,7 +196,7 @@ def test_rows_begin_at_right_angles_and_as_long_as_others(tiny_model):
 
 
 def test_an_answer_goes_on_behind_its_token(tiny_model, tmp_path):
-    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False)
+    tokenizer, model = models.load_tokenizer(str(tiny_model)), models.load_model(str(tiny_model), four_bit=False, dtype=torch.float32)
     decoding = generate.Decoding(max_new_tokens=5, batch_size=2)
     asked = PROMPTS[["prompt_id", "text"]].iloc[:2]
     plain = generate.generate_answers(model, tokenizer, asked, "", decoding=decoding, journal=tmp_path / "a.jsonl")
