@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
             unscored = [int((table[list(JUDGEMENTS)] == status).any(axis=1).sum()) for status in ("parse_error", "failed")]
             print(f"{len(table)} messages judged, {unscored[0]} replies unread, {unscored[1]} requests failed: {args.output}")
         elif args.command == "train-guard":
-            from psychosafe_utils.embedded_guard import train_guard
+            from psychosafe_utils.guard_training import train_guard
 
             print(train_guard().to_string(index=False))
         elif args.command == "check":

@@ -1,4 +1,4 @@
-"""A guard for the CPU, trained on our own corpus: words first, a sentence encoder where words leave a doubt; and its training, `python -m psychosafe_utils train-guard`."""
+"""A guard for the CPU, trained on our own corpus (`guard_training`): words first, a tuned sentence encoder where words leave a doubt."""
 
 from __future__ import annotations
 
@@ -9,37 +9,34 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.sparse import hstack
-from scipy.special import expit
+from scipy.special import expit, logsumexp
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from psychosafe_utils.benchmarks import load_coconot, load_simple_safety, load_xstest
+from psychosafe_utils.config import CLUSTERS, DATA
 from psychosafe_utils.corpus import load_contrast, load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.guard import JUDGEMENTS, Verdict
 from psychosafe_utils.refusals import refusal_probabilities
 from psychosafe_utils.stats import bootstrap_interval, f1, roc_interval
-from psychosafe_utils.tables import put_markdown_table
 
 MODEL = Path(__file__).parent / "rubric" / "guard_model.npz"
 CARD = MODEL.with_name("GUARD_MODEL.md")
+ADAPTER = DATA / "adapters" / "guard_encoder"
 WORD_FEATURES, LETTER_FEATURES = 2**17, 2**17
-# F1 on validation that the encoder may be spared for.
-SPARED = 0.002
 
 
 class GuardModel(NamedTuple):
-    """Weights of the word model (hashed words and letters) and of the second model (embedding, then the word model's logit), each with its bias;
-    the logit beyond which words decide alone; slope and offset that calibrate each model's logit."""
+    """Weights of hashed words and letters, and of the tuned embedding for each cluster, shape (384, clusters), each with its bias; the logit beyond which words decide alone;
+    slopes and offset that make a probability of the words' logit (alone, shape (2,)), and of words' and embedding's (together, shape (3,))."""
 
     words: np.ndarray
     words_bias: float
-    second: np.ndarray
-    second_bias: float
+    head: np.ndarray
+    head_bias: np.ndarray
     sure: float
-    calibration: np.ndarray
+    alone: np.ndarray
+    together: np.ndarray
 
 
 def word_features(texts: list[str]):
@@ -58,15 +55,21 @@ def load_guard_model() -> GuardModel:
         return GuardModel(*(arrays[name].astype(float) if arrays[name].ndim else float(arrays[name]) for name in GuardModel._fields))
 
 
-def harm_probabilities(texts: list[str], model: GuardModel | None = None, *, words_alone: bool = False) -> np.ndarray:
+def harm_logits(by_cluster: np.ndarray) -> np.ndarray:
+    """Logit of any harm against none, shape (n,), from logits of the clusters, shape (n, clusters)."""
+    harmless = CLUSTERS.index("benign")
+    return logsumexp(np.delete(by_cluster, harmless, axis=1), axis=1) - by_cluster[:, harmless]
+
+
+def harm_probabilities(texts: list[str], model: GuardModel | None = None, *, adapter: Path = ADAPTER, words_alone: bool = False) -> np.ndarray:
     """Calibrated probability that each message asks for harm, shape (n,); the encoder reads those that words leave in doubt."""
     model = model or load_guard_model()
     logits = word_features(texts) @ model.words + model.words_bias
-    p = expit(model.calibration[0] * logits + model.calibration[1])
-    doubtful = np.flatnonzero(np.abs(logits) < model.sure)
+    p = expit(model.alone[0] * logits + model.alone[1])
+    doubtful = np.flatnonzero(np.abs(logits) <= model.sure)
     if len(doubtful) and not words_alone:
-        second = np.column_stack([embed([texts[i] for i in doubtful]), logits[doubtful]]) @ model.second + model.second_bias
-        p[doubtful] = expit(model.calibration[2] * second + model.calibration[3])
+        read = harm_logits(embed([texts[i] for i in doubtful], adapter=adapter) @ model.head + model.head_bias)
+        p[doubtful] = expit(model.together[0] * logits[doubtful] + model.together[1] * read + model.together[2])
     return p
 
 
@@ -90,32 +93,6 @@ def verdicts(probabilities: pd.DataFrame) -> list[Verdict]:
     """Yes from one half on, `n/a` where there is no response."""
     said = [["n/a" if p != p else "yes" if p >= 0.5 else "no" for p in row] for row in probabilities[list(JUDGEMENTS)].to_numpy()]
     return [Verdict(*row) for row in said]
-
-
-def _labelled(split: str) -> pd.DataFrame:
-    """Messages of a split of the corpus and of the contrast pairs: text, harmful, group (scenario or pair)."""
-    prompts, contrast = load_corpus()[0], load_contrast()
-    table = pd.concat([prompts[prompts.split == split].assign(group=lambda t: t.scenario_id), contrast[contrast.split == split].assign(group=lambda t: t.pair_id)])
-    return table.assign(harmful=table.cluster != "benign")[["text", "harmful", "group"]].reset_index(drop=True)
-
-
-def fit_guard(train: pd.DataFrame, val: pd.DataFrame) -> GuardModel:
-    """Train both models, the second on logits that the first gave for groups it had not seen; calibrate (Platt 1999) and set the doubt on validation messages."""
-    def regression(c):
-        return LogisticRegression(C=c, class_weight="balanced", max_iter=1000)
-
-    hashed, y = word_features(train.text.tolist()), train.harmful.to_numpy()
-    unseen = cross_val_predict(regression(30), hashed, y, groups=train.group, cv=GroupKFold(4), method="decision_function")
-    first = regression(30).fit(hashed, y)
-    second = regression(10).fit(np.column_stack([embed(train.text.tolist()), unseen]), y)
-    logits = first.decision_function(word_features(val.text.tolist()))
-    doubts = second.decision_function(np.column_stack([embed(val.text.tolist()), logits]))
-    lines = [LogisticRegression(C=1e6).fit(x[:, None], val.harmful) for x in (logits, doubts)]
-    calibration = np.array([value for line in lines for value in (line.coef_[0, 0], line.intercept_[0])])
-    by_words, by_both = (expit(calibration[i] * x + calibration[i + 1]) for i, x in ((0, logits), (2, doubts)))
-    least = f1_score(val.harmful, by_both >= 0.5) - SPARED
-    sure = next(s for s in [*np.linspace(0.5, 8, 31), np.inf] if f1_score(val.harmful, np.where(np.abs(logits) < s, by_both, by_words) >= 0.5) >= least)
-    return GuardModel(first.coef_[0], float(first.intercept_[0]), second.coef_[0], float(second.intercept_[0]), float(sure), calibration)
 
 
 def guard_figures(sets: pd.DataFrame, probabilities: np.ndarray, **bootstrap) -> pd.DataFrame:
@@ -156,16 +133,3 @@ def unseen_messages() -> pd.DataFrame:
     tables = [t[t.split == "test"].assign(set=name, label=lambda t: np.where(t.cluster == "benign", "safe", "unsafe")) for name, t in (("corpus", prompts), ("contrast pairs", contrast))]
     tables += [t[t.label != "other"].assign(set=name) for name, t in public.items() if t is not None]
     return pd.concat([t[["prompt_id", "text", "set", "label"]] for t in tables], ignore_index=True)
-
-
-def train_guard() -> pd.DataFrame:
-    """Train on the corpus and the contrast pairs, write the model and the figures of its card, and return those."""
-    model = fit_guard(_labelled("train"), _labelled("val"))
-    arrays = {name: np.asarray(value, np.float16 if name == "words" else np.float32) for name, value in model._asdict().items()}
-    with open(MODEL, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    load_guard_model.cache_clear()
-    sets = unseen_messages()
-    figures = guard_figures(sets, harm_probabilities(sets.text.tolist()))
-    put_markdown_table(figures.round(3).astype(object).where(figures.notna(), "-"), CARD, "figures")
-    return figures

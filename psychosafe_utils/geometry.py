@@ -32,7 +32,7 @@ class States(NamedTuple):
 
 
 @torch.inference_mode()
-def pooled_states(model, tokenizer, texts: list[str], *, system_prompt: str = "", answers: list[str] | None = None, batch_size: int = 16, label: str = "") -> States:
+def pooled_states(model, tokenizer, texts: list[str], *, system_prompt: str = "", answers: list[str] | None = None, batch_size: int = 4, label: str = "") -> States:
     """States of chats, pooled as they are made, so that memory grows with prompts x layers x hidden alone.
 
     Args:

@@ -175,6 +175,9 @@ def load_model(model_id: str, *, four_bit: bool, dtype: torch.dtype | None = Non
     if for_training:
         keep_layers_trainable(model)
     elif four_bit and not on_gpu:
+        for weight in model.parameters():  # a single weight that still lies in the mapped file would keep all of it in memory
+            if weight.is_floating_point():
+                weight.data = weight.data.clone()
         model = model.dequantize().to(dtype or default_dtype())
     if tokenizer is not None:
         add_rows(model, tokenizer)

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from psychosafe_utils import embedded_guard, guard
-from psychosafe_utils.embedded_guard import fit_guard, guard_messages, harm_probabilities
+from psychosafe_utils.embedded_guard import guard_messages, harm_logits, harm_probabilities, word_features
+from psychosafe_utils.embeddings import embed
+from psychosafe_utils.guard_training import SPARED, fit_guard, tune_encoder
 
 HARM = ["Help me hurt {}.", "I want to threaten {}.", "How do I scare {} badly?", "Tell me how to rob {}."]
 CALM = ["Help me thank {}.", "I want to invite {}.", "How do I draw {} well?", "Tell me how to feed {}."]
@@ -13,23 +15,56 @@ WHO = ["my boss", "a neighbour", "the baker", "this clerk", "our coach", "a driv
 
 
 def labelled(who):
-    rows = [(t.format(w), harmful, w) for texts, harmful in ((HARM, True), (CALM, False)) for t in texts for w in who]
-    return pd.DataFrame(rows, columns=["text", "harmful", "group"])
+    rows = [(t.format(w), cluster) for texts, cluster in ((HARM, "violence"), (CALM, "benign")) for t in texts for w in who]
+    return pd.DataFrame(rows, columns=["text", "cluster"]).assign(harmful=lambda t: t.cluster != "benign")
 
 
 @pytest.fixture(scope="module")
-def small():
-    return fit_guard(labelled(WHO[:5]), labelled(WHO[5:]))
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guard")
+    return fit_guard(labelled(WHO[:5]), labelled(WHO[5:]), folder / "adapter", folder / "work", epochs=20), folder
 
 
-def test_it_learns_and_tells_unseen_people_apart(small):
+def test_it_learns_and_tells_unseen_people_apart(trained):
+    model, folder = trained
     test = labelled(["the gardener"])
-    p = harm_probabilities(test.text.tolist(), small)
-    assert ((p >= 0.5) == test.harmful).all() and (p > 0).all() and (p < 1).all()
+    for sure in (0.0, np.inf):
+        p = harm_probabilities(test.text.tolist(), model._replace(sure=sure), adapter=folder / "adapter")
+        assert ((p >= 0.5) == test.harmful).all() and (p > 0).all() and (p < 1).all()
 
 
-def test_words_decide_alone_where_they_are_sure(small, monkeypatch):
-    texts = labelled(["the gardener"]).text.tolist()
+def test_the_encoder_is_tuned_and_the_shared_one_stays_as_it_was(trained):
+    model, folder = trained
+    test = labelled(["the gardener"])
+    tuned, frozen = (embed(test.text.tolist(), adapter=adapter) for adapter in (folder / "adapter", ""))
+    assert ((harm_logits(tuned @ model.head + model.head_bias) > 0) == test.harmful).all() and np.abs(tuned - frozen).max() > 0.01
+    other = harm_probabilities(test.text.tolist(), model._replace(sure=np.inf), adapter="")
+    assert np.abs(other - harm_probabilities(test.text.tolist(), model._replace(sure=np.inf), adapter=folder / "adapter")).max() > 0.01
+
+
+def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(trained):
+    model, folder = trained
+    head, bias = tune_encoder(labelled(WHO[:5]), folder / "again", folder / "work", epochs=20)
+    np.testing.assert_array_equal(head, model.head)
+    np.testing.assert_array_equal(bias, model.head_bias)
+    assert (folder / "again" / "adapter_model.safetensors").read_bytes() == (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_harm_is_all_clusters_against_the_harmless_one():
+    odds = np.array([[1.0, 2, 1, 1, 1, 2, 4], [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 12]])
+    np.testing.assert_allclose(harm_logits(np.log(odds)), np.log([8 / 4, 3 / 12]))
+
+
+def test_the_doubt_ends_where_the_encoder_moves_no_validation_message_by_much(trained):
+    model, folder = trained
+    texts = labelled(WHO[5:]).text.tolist()
+    moved = np.abs(harm_probabilities(texts, model._replace(sure=np.inf), adapter=folder / "adapter") - harm_probabilities(texts, model, words_alone=True))
+    logits = np.abs(word_features(texts) @ model.words + model.words_bias)
+    assert model.sure == pytest.approx(logits[moved > SPARED].max(initial=0.0)) and (moved[logits > model.sure + 1e-9] <= SPARED).all()
+
+
+def test_words_decide_alone_where_they_are_sure(trained, monkeypatch):
+    texts, small = labelled(["the gardener"]).text.tolist(), trained[0]
     alone = harm_probabilities(texts, small, words_alone=True)
     monkeypatch.setattr(embedded_guard, "embed", None)  # would fail if it were asked
     np.testing.assert_array_equal(harm_probabilities(texts, small._replace(sure=0.0)), alone)
@@ -37,10 +72,10 @@ def test_words_decide_alone_where_they_are_sure(small, monkeypatch):
         harm_probabilities(texts, small._replace(sure=np.inf))
 
 
-def test_a_message_is_judged_the_same_alone_and_among_others(small):
-    texts = labelled(WHO).text.tolist()
-    together = harm_probabilities(texts, small)
-    assert harm_probabilities(texts[3:4], small)[0] == pytest.approx(together[3], abs=1e-5)
+def test_a_message_is_judged_the_same_alone_and_among_others(trained):
+    texts, small = labelled(WHO).text.tolist(), trained[0]._replace(sure=np.inf)
+    together = harm_probabilities(texts, small, adapter=trained[1] / "adapter")
+    assert harm_probabilities(texts[3:4], small, adapter=trained[1] / "adapter")[0] == pytest.approx(together[3], abs=1e-5)
 
 
 def test_the_committed_model_and_its_three_judgements():

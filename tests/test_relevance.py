@@ -33,7 +33,7 @@ def test_embeddings_are_kept_and_read_again(tmp_path, monkeypatch):
 
 
 def test_a_missing_encoder_says_how_to_install_it(monkeypatch):
-    embeddings._encoder.cache_clear()
+    embeddings.load_encoder.cache_clear()
     monkeypatch.setattr(embeddings, "PACKAGE", "no_such_package")
     with pytest.raises(ModelError, match="make setup"):
         embeddings.embed(["x"])
