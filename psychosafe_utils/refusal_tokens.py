@@ -128,7 +128,7 @@ def top_refusal(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_thresholds(probabilities: np.ndarray, harmful: np.ndarray, *, budget: float) -> dict[str, float]:
-    """For each category the least p(refuse) that refuses, so that the most harmful messages are refused while at most `budget` of the harmless ones are.
+    """For each category the p(refuse) beyond which it refuses, so that the most harmful messages are refused while at most `budget` of the harmless ones are.
 
     A message belongs to its likeliest refusal category. The budget is shared out over the categories exactly (a knapsack with one cut from each).
     Choose on validation messages, use once on others.
@@ -160,14 +160,14 @@ def _cuts(p_refuse: np.ndarray, harmful: np.ndarray) -> tuple[np.ndarray, np.nda
     """Candidate thresholds of one category, halfway between its messages and 1 (none refused) at the end, and how many harmful and harmless messages each refuses."""
     values = np.unique(p_refuse)
     cuts = np.concatenate([(values + np.concatenate([[0.0], values[:-1]])) / 2, [1.0]])
-    refused = p_refuse[None] >= cuts[:, None]
+    refused = p_refuse[None] > cuts[:, None]  # so that a cut at 1 refuses none, not even where p(refuse) is 1
     return cuts, (refused & harmful).sum(axis=1), (refused & ~harmful).sum(axis=1)
 
 
 def decide(probabilities: np.ndarray, thresholds: dict[str, float]) -> list[str]:
-    """The category of each message: its likeliest refusal where p(refuse) reaches that category's threshold, else `respond`."""
+    """The category of each message: its likeliest refusal where p(refuse) exceeds that category's threshold, else `respond`."""
     category, p_refuse = top_refusal(probabilities)
-    return [REFUSALS[c] if p >= thresholds[REFUSALS[c]] else RESPOND for c, p in zip(category, p_refuse)]
+    return [REFUSALS[c] if p > thresholds[REFUSALS[c]] else RESPOND for c, p in zip(category, p_refuse)]
 
 
 def save_tokens(folder: Path, tokens: dict[str, str], thresholds: dict[str, float], **made_of) -> None:

@@ -68,8 +68,8 @@ def score_messages(model, tokenizer, messages: pd.DataFrame, system_prompt: str,
 
 
 def write_scores(scores: pd.DataFrame, adapter: Path) -> None:
-    """Put scores beside their adapter."""
-    write_atomically(Path(adapter) / SCORES, lambda p: scores.round(5).to_csv(p, index=False))
+    """Put scores beside their adapter, with six digits that count: a sure model's p(respond) is far below .00001."""
+    write_atomically(Path(adapter) / SCORES, lambda p: scores.to_csv(p, index=False, float_format="%.6g"))
 
 
 def read_scores(adapter: Path) -> pd.DataFrame:

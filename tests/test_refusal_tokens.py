@@ -157,6 +157,12 @@ def test_no_other_cuts_refuse_more_within_the_budget(seed):
     assert refused[harmful].sum() == max(t[harmful].sum() for t in tried if t[~harmful].mean() <= 0.5)
 
 
+def test_a_budget_of_nothing_refuses_nothing_where_a_harmless_message_is_as_sure_as_can_be():
+    p, harmful = rows(("violence", 1.0), ("violence", 1.0), ("weapons", 1.0)), np.array([True, False, True])
+    found = rt.choose_thresholds(p, harmful, budget=0.0)
+    assert found["violence"] == 1.0 and rt.decide(p, found) == [RESPOND, RESPOND, "weapons"]
+
+
 def test_the_mapping_is_saved_beside_the_adapter_and_read_again(tmp_path):
     tokens, thresholds = {c: f"<{c}>" for c in CATEGORIES}, {c: 0.5 for c in REFUSALS}
     rt.save_tokens(tmp_path, tokens, thresholds, budget=0.02)
