@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, hstack
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 
 from psychosafe_utils.agreement import label_agreement
@@ -101,13 +102,13 @@ def held_out_classes(table: pd.DataFrame, features: np.ndarray, words: csr_matri
 
 
 def agreement_by_set(table: pd.DataFrame, found: pd.Series) -> pd.DataFrame:
-    """Accuracy of any refusal against compliance and kappa of three classes, a row a set, with intervals and the accuracy of the patterns alone."""
+    """Accuracy and F1 of any refusal against compliance and kappa of three classes, a row a set, with intervals and the accuracy of the patterns alone."""
     by_rule, rows = pd.Series([rule_refusal(r, p)[1].score for p, r in zip(table.prompt, table.response)], table.index), []
     for name, group in table.groupby("set"):
         labels, mine = group.label, found[group.index]
         any_refusal, three = label_agreement(mine > 1, labels > 1), label_agreement(mine, labels)
         rows.append({
-            "set": name, "answers": len(group), "any refusal": f"{any_refusal.accuracy:.3f} [{any_refusal.accuracy_low:.3f}, {any_refusal.accuracy_high:.3f}]",
+            "set": name, "answers": len(group), "any refusal": f"{any_refusal.accuracy:.3f} [{any_refusal.accuracy_low:.3f}, {any_refusal.accuracy_high:.3f}]", "F1": f"{f1_score(labels > 1, mine > 1):.3f}",
             "kappa, three classes": f"{three.kappa:.2f} [{three.kappa_low:.2f}, {three.kappa_high:.2f}]",
             "patterns alone": f"{((by_rule[group.index] > 1) == (labels > 1)).mean():.3f}",
         })

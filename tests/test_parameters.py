@@ -74,7 +74,7 @@ SMALL = {
         "utility_tasks": ["arithmetic"], "n_utility": 3, "max_new_tokens": 4, "batch_size": 4, "n_boot": 200,
     },
     "07_refusal_tokens": {
-        "four_bit": False, "train": True, "n_risk": 1, "n_answers": 1, "n_harmless": 1, "n_contrast": 4, "lora_r": 2, "learning_rate": 0.01, "epochs": 1.0, "first_layer": 0,
+        "four_bit": False, "train": True, "n_risk": 1, "n_answers": 1, "n_harmless": 1, "n_contrast": 4, "lora_r": 2, "learning_rate": [0.01, 0.01], "epochs": [1.0, 1.0], "first_layer": 0,
         "batch_size": 4, "max_length": 600, "n_score": 4, "budget": 1.0, "n_per_cluster": 1, "baseline": "generic", "regions": ["US"], "max_new_tokens": 4, "n_boot": 50,
     },
     "08_alignment_geometry": {
@@ -111,7 +111,7 @@ CHANGED = {
         "max_new_tokens": 3, "batch_size": 2, "baseline": "tuned", "n_boot": 100, "level": 0.5, "seed": 1,
     },
     "07_refusal_tokens": {
-        "model_id": "@hybrid", "four_bit": True, "train": False, "n_risk": 2, "n_answers": 0, "n_harmless": 2, "n_contrast": 6, "lora_r": 3, "learning_rate": 0.02, "epochs": 2.0,
+        "model_id": "@hybrid", "four_bit": True, "train": False, "n_risk": 2, "n_answers": 0, "n_harmless": 2, "n_contrast": 6, "lora_r": 3, "learning_rate": [0.02, 0.01], "epochs": [2.0, 1.0],
         "first_layer": 1, "batch_size": 2, "gradient_accumulation": 2, "max_length": 120, "gradient_checkpointing": True, "n_score": 5, "budget": 0.0, "n_per_cluster": 2, "baseline": "tuned",
         "margin": 1.0, "regions": ["GB"], "max_new_tokens": 3, "n_boot": 301, "level": 0.5, "seed": 1,
     },
