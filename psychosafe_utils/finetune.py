@@ -284,6 +284,13 @@ def _set_apart(model, token_ids: tuple[int, ...], seed: int) -> None:
         weight[list(token_ids)] = rows.to(weight)
 
 
+def save_adapter(model, folder: Path, base: str) -> None:
+    """Write an adapter under its base model's name, not the folder that it lies in on this machine, and without peft's empty card."""
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder, save_embedding_layers=False)  # new tokens' rows are kept beside the matrices, not the whole vocabulary
+    (Path(folder) / "README.md").unlink(missing_ok=True)
+
+
 def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folder: Path, token_ids=()) -> list[dict]:
     """One training run into `folder`; returns the Trainer's log."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +304,6 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
         _set_apart(model, token_ids, recipe.seed)
         lora.trainable_token_indices = _rows_to_train(model, list(token_ids))
     model = get_peft_model(model, lora)
-    model.peft_config["default"].base_model_name_or_path = model_id  # not the folder that it lies in on this machine
     rows = encode_pairs(tokenizer, train, system_prompt, recipe.max_length)
     trainer = Trainer(
         model=model, args=_training_arguments(recipe, folder), callbacks=[_Progress()],
@@ -307,6 +313,5 @@ def _train(model_id, tokenizer, train, val, system_prompt, recipe: Recipe, folde
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    model.save_pretrained(folder, save_embedding_layers=False)  # new tokens' rows are kept beside the matrices, not the whole vocabulary
-    (folder / "README.md").unlink(missing_ok=True)
+    save_adapter(model, folder, model_id)
     return trainer.state.log_history

@@ -16,7 +16,7 @@ from psychosafe_utils.config import CLUSTERS, cache_dir
 from psychosafe_utils.corpus import load_contrast, load_corpus
 from psychosafe_utils.embedded_guard import ADAPTER, CARD, MODEL, GuardModel, guard_figures, harm_probabilities, harm_logits, load_guard_model, unseen_messages, word_features
 from psychosafe_utils.embeddings import MAX_TOKENS, PACKAGE, average_states, embed, load_encoder
-from psychosafe_utils.finetune import last_checkpoint
+from psychosafe_utils.finetune import last_checkpoint, save_adapter
 from psychosafe_utils.selective_refusal import take_training_messages
 from psychosafe_utils.tables import content_hash, put_markdown_table
 
@@ -62,9 +62,7 @@ def tune_encoder(train: pd.DataFrame, folder: Path, work: Path, *, epochs: float
         remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, log_level="error",
     )
     Trainer(model=net, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer)).train(resume_from_checkpoint=last_checkpoint(work))
-    net.encoder.peft_config["default"].base_model_name_or_path = PACKAGE  # not the folder that it lies in on this machine
-    net.encoder.save_pretrained(folder, save_embedding_layers=False)
-    (Path(folder) / "README.md").unlink(missing_ok=True)
+    save_adapter(net.encoder, folder, PACKAGE)
     load_encoder.cache_clear()  # an adapter that lay in the folder before may have been loaded
     return HEAD_SCALE * net.head.weight.detach().numpy().T, net.head.bias.detach().numpy()
 
