@@ -18,7 +18,7 @@ from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, answer_words, predicted_classes, refusal_features, rule_features, rule_refusal
 from psychosafe_utils.tables import put_markdown_table
 
-COMPONENTS, INVERSE_PENALTY = 150, 0.01
+COMPONENTS, INVERSE_PENALTY = 150, 0.02
 # Of the model of words. A pattern one standard deviation off is as large an input as one of some forty different words in a row of unit length.
 WORD_INVERSE_PENALTY, PATTERN_SCALE = 3.0, 0.15
 CARD = MODEL.with_name("REFUSAL_MODEL.md")
