@@ -18,6 +18,7 @@ from psychosafe_utils.tables import SCHEMAS, TableError, check_table, read_table
 
 FOLDER = DATA / "corpus"
 CONTRAST = DATA / "contrast" / "requests.jsonl"
+PLAIN_REQUESTS = CONTRAST.with_name("plain_requests.jsonl")
 LEXICON = DATA / "safety_lexicon.yaml"
 NEEDED = ("scenario_id", "split", "role", "region", "text", "answer")
 TRAIN_PAIRS = 7019
@@ -241,6 +242,11 @@ def take_per_cluster(prompts: pd.DataFrame, clusters, split: str, n: int, *, see
 def load_contrast() -> pd.DataFrame:
     """One-line requests in pairs, one to decline and one to answer (data/contrast): prompt_id, text, cluster, kind, split, pair_id; no answers."""
     return pd.read_json(CONTRAST, lines=True, dtype=False)
+
+
+def load_plain_requests() -> pd.DataFrame:
+    """More pairs of the same columns, short and plain, all for training; the guard alone learned from them: adapters trained before they were written did not."""
+    return pd.read_json(PLAIN_REQUESTS, lines=True, dtype=False)
 
 
 def take_pairs(contrast: pd.DataFrame, split: str, n: int, *, seed: int = 0) -> pd.DataFrame:

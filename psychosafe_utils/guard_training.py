@@ -13,14 +13,13 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from psychosafe_utils.config import CLUSTERS, cache_dir
-from psychosafe_utils.corpus import load_contrast, load_corpus
+from psychosafe_utils.corpus import load_contrast, load_corpus, load_plain_requests
 from psychosafe_utils.embedded_guard import ADAPTER, CARD, MODEL, GuardModel, guard_figures, harm_probabilities, harm_logits, load_guard_model, unseen_messages, word_features
 from psychosafe_utils.embeddings import MAX_TOKENS, PACKAGE, average_states, embed, load_encoder
 from psychosafe_utils.finetune import last_checkpoint, save_adapter
-from psychosafe_utils.selective_refusal import take_training_messages
 from psychosafe_utils.tables import content_hash, put_markdown_table
 
-N_RISK, RANK, LEARNING_RATE, EPOCHS, BATCH_SIZE, SMOOTHING = 700, 16, 1e-3, 2, 16, 0.05
+RANK, LEARNING_RATE, EPOCHS, BATCH_SIZE, SMOOTHING = 16, 1e-3, 2, 16, 0.05
 # The head reads embeddings of this length instead of one, so that one learning rate serves it and the adapter.
 HEAD_SCALE = 30
 # Change of a message's probability that the encoder may be spared for.
@@ -28,8 +27,9 @@ SPARED = 0.1
 
 
 def labelled_messages(split: str) -> pd.DataFrame:
-    """Messages of a split, those of each risk up to `N_RISK`, all others of the corpus and of the contrast pairs: columns text, cluster."""
-    return take_training_messages(load_corpus()[0], load_contrast(), split, n_risk=N_RISK, n_harmless=0, n_contrast=0)[["text", "cluster"]]
+    """Messages of a split of the corpus, and of the pairs of one-line requests: columns text, cluster."""
+    tables = pd.concat([load_corpus()[0], load_contrast(), load_plain_requests()])
+    return tables.loc[tables.split == split, ["text", "cluster"]].reset_index(drop=True)
 
 
 class TunedEncoder(torch.nn.Module):

@@ -354,9 +354,11 @@ def test_every_file_of_the_corpus_passes_the_writing_rules():
 
 
 def test_contrast_pairs_are_whole_and_safe():
-    table = corpus.load_contrast()
-    assert len(table) >= 4000 and table.prompt_id.is_unique and not table.text.str.lower().duplicated().any()
-    assert set(table.cluster) <= set(CLUSTERS) and set(table.split) == {"train", "val", "test"}
+    measured, plain = corpus.load_contrast(), corpus.load_plain_requests()
+    assert len(measured) >= 4000 and set(measured.split) == {"train", "val", "test"}
+    assert len(plain) >= 2000 and set(plain.split) == {"train"}
+    table = pd.concat([measured, plain])
+    assert table.prompt_id.is_unique and not table.text.str.lower().duplicated().any() and set(table.cluster) <= set(CLUSTERS)
     by_pair = table.groupby("pair_id")
     assert (by_pair.size() == 2).all() and (by_pair.split.nunique() == 1).all()
     assert (by_pair.cluster.agg(lambda c: (c == "benign").sum()) == 1).all()
