@@ -17,8 +17,8 @@ from psychosafe_utils.embeddings import WITHHELD, Passage, encoder_folder, load_
 ROLES = ("declines", "gives what was asked", "helps otherwise", "cautions", "other")
 LETTERS = "DCAMO"
 ADAPTER = DATA / "adapters" / "sentence_roles"
-# Letters of the prompt that are read, and tokens of a window: a longer answer is read in several, each behind the prompt.
-PROMPT_LETTERS, WINDOW = 300, 448
+# Letters of the prompt that are read (and tokens: a Korean letter can be three), and tokens of a window: a longer answer is read in several, each behind the prompt.
+PROMPT_PART, WINDOW = 300, 448
 N_FEATURES = 4
 
 
@@ -29,10 +29,10 @@ def answer_sentences(response: str, answer: Passage) -> list[str]:
 
 def encode_exchanges(prompts: list[str], sentences: list[list[str]]) -> BatchEncoding:
     """Tokens of prompt and answer, a row a window; `overflow_to_sample_mapping` says whose."""
-    return load_encoder()[0](
-        [[prompt[:PROMPT_LETTERS]] for prompt in prompts], sentences, is_split_into_words=True,
-        truncation="only_second", max_length=WINDOW, return_overflowing_tokens=True,
-    )
+    tokenizer = load_encoder()[0]
+    opening = tokenizer([p[:PROMPT_PART] for p in prompts], add_special_tokens=False, truncation=True, max_length=PROMPT_PART, return_offsets_mapping=True)
+    parts = [[prompt[:offsets[-1][1] if offsets else 0]] for prompt, offsets in zip(prompts, opening.offset_mapping)]
+    return tokenizer(parts, sentences, is_split_into_words=True, truncation="only_second", max_length=WINDOW, return_overflowing_tokens=True)
 
 
 def token_sentences(encoded: BatchEncoding, window: int) -> np.ndarray:

@@ -52,9 +52,10 @@ def test_a_long_answer_is_read_in_windows_each_behind_the_prompt_and_none_is_los
     np.testing.assert_array_equal(np.concatenate([w[w >= 0] for w in where]), np.repeat(np.arange(20), 61))
 
 
-def test_a_prompt_of_any_length_leaves_room_for_the_answer():
-    encoded = encode_exchanges(["why " * 3000], [["Go on."]])
-    assert 0 in token_sentences(encoded, 0) and len(encoded.input_ids[0]) < sentence_roles.WINDOW / 2
+@pytest.mark.parametrize("prompt", ["why " * 3000, "안녕 한국 사람 " * 60, "!" * 900, ""], ids=["long", "three tokens a letter", "marks", "empty"])
+def test_a_prompt_of_any_length_leaves_room_for_the_answer(prompt):
+    encoded = encode_exchanges([prompt], [["Go on."]])
+    assert token_sentences(encoded, 0).tolist()[-4:] == [0, 0, 0, -1] and len(encoded.input_ids[0]) <= 320
 
 
 def test_it_learns_and_tells_unseen_sentences_apart(trained):
