@@ -95,9 +95,14 @@ def embed_once(texts: list[str]) -> np.ndarray:
         return np.load(path, allow_pickle=False)
 
 
+def masked_sentences(text: str, places: list[tuple[int, int]]) -> list[str]:
+    """The sentences of a text, what is withheld masked."""
+    return [WITHHELD.sub("...", text[start:end]) for start, end in places]
+
+
 def embed_sentences(texts: list[str]) -> list[Passage]:
     """Each text as its sentences; a text must hold more than white space."""
     places = [[m.span() for m in SENTENCE.finditer(text)] for text in texts]
-    rows = embed([WITHHELD.sub("...", text[start:end]) for text, found in zip(texts, places) for start, end in found])
+    rows = embed([sentence for text, found in zip(texts, places) for sentence in masked_sentences(text, found)])
     ends = np.cumsum([len(found) for found in places])
     return [Passage(found, rows[end - len(found):end]) for found, end in zip(places, ends)]

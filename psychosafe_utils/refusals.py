@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from psychosafe_utils.embeddings import WITHHELD, Passage, embed, embed_sentences
 from psychosafe_utils.rubrics import FOLDER, Score, Span, load_patterns, nothing_found, pattern_spans
-from psychosafe_utils.sentence_roles import ROLES, role_features, role_probabilities
+from psychosafe_utils.sentence_roles import DECLINES, GIVES, ROLES, role_features, role_probabilities
 
 REFUSAL_CLASSES = ("full_compliance", "full_refusal", "partial_refusal")
 MODEL = FOLDER / "refusal_model.npz"
@@ -143,7 +143,7 @@ def refusal_probabilities(prompts: list[str], responses: list[str], prompt_rows:
 def _learned_spans(response: str, answer: Passage, roles: np.ndarray, p: np.ndarray, found: int) -> list[Span]:
     """The sentence that most declines, the one that most gives what was asked, or both, as the class has it."""
     spans = []
-    for role in ((1,), (0,), (0, 1))[found - 1]:
+    for role in ((GIVES,), (DECLINES,), (DECLINES, GIVES))[found - 1]:
         sentence = int(roles[:, role].argmax())
         start, end = answer.places[sentence]
         label = f"learned: {p[found - 1]:.0%} {REFUSAL_CLASSES[found - 1]}, {ROLES[role]} {roles[sentence, role]:.0%}"

@@ -11,10 +11,10 @@ from sklearn.metrics import f1_score
 from transformers import DataCollatorForTokenClassification, set_seed
 
 from psychosafe_utils.config import cache_dir
-from psychosafe_utils.embeddings import PACKAGE, Passage, load_encoder
+from psychosafe_utils.embeddings import PACKAGE, Passage, load_encoder, masked_sentences
 from psychosafe_utils.encoder_training import BATCH_SIZE, LEARNING_RATE, RANK, lora, train_encoder
 from psychosafe_utils.finetune import save_adapter
-from psychosafe_utils.sentence_roles import ADAPTER, LETTERS, ROLES, answer_sentences, encode_exchanges, load_role_model, new_role_model, role_probabilities, token_sentences
+from psychosafe_utils.sentence_roles import ADAPTER, LETTERS, ROLES, encode_exchanges, load_role_model, new_role_model, role_probabilities, token_sentences
 from psychosafe_utils.tables import content_hash
 
 EPOCHS, SMOOTHING, UNLABELLED = 3, 0.05, -100
@@ -27,7 +27,7 @@ def role_rows(table: pd.DataFrame, answers: list[Passage]) -> list[dict]:
         table: Columns prompt, response, roles (a letter a sentence).
         answers: From `embed_sentences`.
     """
-    encoded, rows = encode_exchanges(table.prompt.tolist(), [answer_sentences(r, a) for r, a in zip(table.response, answers)]), []
+    encoded, rows = encode_exchanges(table.prompt.tolist(), [masked_sentences(r, a.places) for r, a in zip(table.response, answers)]), []
     for i, own in enumerate(encoded["overflow_to_sample_mapping"]):
         roles = np.array([LETTERS.index(letter) for letter in table.roles.iloc[own]] + [UNLABELLED])
         rows.append({name: encoded[name][i] for name in load_encoder()[0].model_input_names} | {"labels": roles[token_sentences(encoded, i)].tolist()})

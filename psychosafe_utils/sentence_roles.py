@@ -11,20 +11,16 @@ from peft import PeftModel
 from transformers import AutoModelForTokenClassification, BatchEncoding
 
 from psychosafe_utils.config import DATA
-from psychosafe_utils.embeddings import WITHHELD, Passage, encoder_folder, load_encoder
+from psychosafe_utils.embeddings import Passage, encoder_folder, load_encoder, masked_sentences
 
 # In the order of their letters in the labelled answers: DCAMO.
 ROLES = ("declines", "gives what was asked", "helps otherwise", "cautions", "other")
 LETTERS = "DCAMO"
+DECLINES, GIVES, HELPS = range(3)
 ADAPTER = DATA / "adapters" / "sentence_roles"
 # Letters of the prompt that are read (and tokens: a Korean letter can be three), and tokens of a window: a longer answer is read in several, each behind the prompt.
 PROMPT_PART, WINDOW = 300, 448
 N_FEATURES = 4
-
-
-def answer_sentences(response: str, answer: Passage) -> list[str]:
-    """The sentences of a response, what is withheld masked."""
-    return [WITHHELD.sub("...", response[start:end]) for start, end in answer.places]
 
 
 def encode_exchanges(prompts: list[str], sentences: list[list[str]]) -> BatchEncoding:
@@ -62,7 +58,7 @@ def role_probabilities(prompts: list[str], responses: list[str], answers: list[P
     if not responses:
         return []
     tokenizer, model = load_encoder()[0], load_role_model(str(adapter))
-    encoded = encode_exchanges(prompts, [answer_sentences(r, a) for r, a in zip(responses, answers)])
+    encoded = encode_exchanges(prompts, [masked_sentences(r, a.places) for r, a in zip(responses, answers)])
     sums = [np.zeros((len(a.places), len(ROLES) + 1)) for a in answers]  # the last column counts tokens
     order = sorted(range(len(encoded.input_ids)), key=lambda i: len(encoded.input_ids[i]))
     for start in range(0, len(order), batch_size):
@@ -85,7 +81,7 @@ def role_features(roles: np.ndarray) -> list[float]:
     Args:
         roles: Shape (sentences, roles).
     """
-    declines, gives, helps = roles[:, 0], roles[:, 1], roles[:, 2]
+    declines, gives, helps = roles[:, DECLINES], roles[:, GIVES], roles[:, HELPS]
     both, refused = np.outer(declines, gives), declines.max()
     np.fill_diagonal(both, 0)
     return [both.max(), *(np.log1p(x.sum()) for x in (declines, gives + helps * (1 - refused), helps * refused))]

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from psychosafe_utils import role_training, sentence_roles
 from psychosafe_utils.config import DATA
@@ -38,6 +39,14 @@ def test_every_sentence_that_was_read_has_one_role(path):
     read_rows = rows[rows.roles.notna()]
     assert len(read_rows) >= 100 and set("".join(read_rows.roles)) <= set(LETTERS)
     assert [len(SENTENCE.findall(response)) for response in read_rows.response] == [len(roles) for roles in read_rows.roles]
+
+
+def test_a_second_reading_agrees_as_the_datasheet_says():
+    rows = pd.concat([pd.read_json(path, lines=True) for path in (DATA / "rater_tests").glob("refusals*.jsonl")]).dropna(subset="roles_again")
+    first, second = (np.array(list("".join(letters))) for letters in (rows.roles, rows.roles_again))
+    told = f"{len(rows)} rows a second, blind reading (`roles_again`) gave the same letter to {(first == second).mean():.0%} of {len(first)} sentences"
+    assert told.replace("%", " %") in (DATA / "DATASHEET.md").read_text()
+    assert f"{cohen_kappa_score(first, second):.2f}" == "0.93"
 
 
 def test_each_token_belongs_to_its_sentence():
