@@ -18,7 +18,7 @@ from psychosafe_utils.corpus import load_contrast, load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.guard import JUDGEMENTS, Verdict
 from psychosafe_utils.refusals import refusal_probabilities
-from psychosafe_utils.sentence_roles import role_probabilities
+from psychosafe_utils.sentence_roles import read_exchanges
 from psychosafe_utils.stats import bootstrap_interval, f1, roc_interval
 
 MODEL = Path(__file__).parent / "rubric" / "guard_model.npz"
@@ -87,7 +87,7 @@ def guard_messages(messages: pd.DataFrame) -> pd.DataFrame:
     if given.any():
         asked, said = messages.prompt[given].tolist(), messages.response[given].tolist()
         answers = embed_sentences(said)
-        refuses[given] = 1 - refusal_probabilities(asked, said, embed(asked), answers, role_probabilities(asked, said, answers))[:, 0]  # in part or in whole
+        refuses[given] = 1 - refusal_probabilities(asked, said, embed(asked), answers, read_exchanges(asked, said, answers))[:, 0]  # in part or in whole
     return pd.DataFrame({"prompt_harmful": harmful, "response_refuses": refuses, "response_harmful": harmful * (1 - refuses)}, index=messages.index)
 
 

@@ -68,7 +68,6 @@ def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None 
     palette = sns.color_palette("colorblind", len(conditions))
     for place in range(len(metrics), across * down):
         axes.flat[place].set_visible(False)
-        axes.flat[place - across].tick_params(labelbottom=True)  # shared axes label the lowest row alone
     for ax, metric in zip(axes.flat, metrics):
         rows = table[table.metric == metric].set_index("condition")
         for i, condition in enumerate(c for c in conditions if c in rows.index):
@@ -78,6 +77,7 @@ def plot_points(table: pd.DataFrame, *, x: str, xlabel: str, zero: float | None 
         if zero is not None:
             ax.axvline(zero, color="0.35", lw=1, ls="--", zorder=1)
         ax.set(title=metric.replace("_", " "), xlabel=xlabel)
+        ax.tick_params(labelbottom=True)  # shared axes label the lowest row alone
         ax.title.set_fontsize(11)
     axes[0][0].set_yticks(range(len(conditions)), [c.replace("_", " ") for c in conditions])
     axes[0][0].invert_yaxis()

@@ -110,7 +110,7 @@ def toy(n=300, seed=0):
     """Features with a last column of patterns, words that tell the classes apart, and labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3 + 1
-    features = np.hstack([rng.normal(size=(n, 6)) + np.eye(6)[labels] * 6, (labels == 1)[:, None] * 1.0])
+    features = np.hstack([rng.normal(size=(n, 8)) + np.eye(8)[labels] * 6, (labels == 1)[:, None] * 1.0])
     return features, csr_matrix(np.eye(8)[labels]), labels
 
 

