@@ -17,7 +17,7 @@ from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.refusals import MODEL, RefusalModel, answer_words, predicted_classes, refusal_features, rule_features, rule_refusal
 from psychosafe_utils.role_training import crossed_readings, role_figures
-from psychosafe_utils.sentence_roles import N_FEATURES, N_ODDS, REFUSAL_CLASSES
+from psychosafe_utils.sentence_roles import N_FEATURES, REFUSAL_CLASSES
 from psychosafe_utils.tables import put_markdown_table
 
 COMPONENTS, INVERSE_PENALTY = 150, 0.02
@@ -50,19 +50,19 @@ def labelled_answers() -> pd.DataFrame:
 
 
 def fit_refusal_model(features: np.ndarray, words: csr_matrix, labels: np.ndarray, n_patterns: int) -> RefusalModel:
-    """Both linear models, each with its scaling folded in. What the roles say goes into one of them alone: with it in both, the two err together more often.
+    """Both linear models, each with its scaling folded in. What the adapter reads goes into one of them alone: with it in both, the two err together more often.
 
     Args:
-        features: Shape (n, features): embeddings, what the adapter read (`role_features`, the odds of refusal last), and `n_patterns` patterns.
+        features: Shape (n, features): embeddings, what the adapter read (`role_features`), and `n_patterns` patterns.
         words: From `answer_words`.
         labels: 1, 2 or 3, each at least once.
     """
-    by_words = _fit_words(features[:, features.shape[1] - n_patterns - N_ODDS:], words, labels)
+    by_words = _fit_words(features[:, features.shape[1] - n_patterns:], words, labels)
     return RefusalModel(*_fit_sentences(features, labels, N_FEATURES + n_patterns), *by_words)
 
 
 def _fit_sentences(features: np.ndarray, labels: np.ndarray, n_patterns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias of a logistic regression on the leading components of the embeddings and on the last `n_patterns` columns, roles and odds among them."""
+    """Weights and bias of a logistic regression on the leading components of the embeddings and on the last `n_patterns` columns, what the adapter read among them."""
     split = features.shape[1] - n_patterns
     scaler, pattern_scaler = StandardScaler().fit(features[:, :split]), StandardScaler().fit(features[:, split:])
     pca = PCA(min(COMPONENTS, len(features) - 1, split), random_state=0).fit(scaler.transform(features[:, :split]))
@@ -77,7 +77,7 @@ def _fit_sentences(features: np.ndarray, labels: np.ndarray, n_patterns: int) ->
 
 
 def _fit_words(patterns: np.ndarray, words: csr_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias of a logistic regression on words, and on patterns, the odds of refusal among them."""
+    """Weights and bias of a logistic regression on words and patterns."""
     scaler = StandardScaler().fit(patterns)
     inputs = hstack([words, csr_matrix(scaler.transform(patterns) * PATTERN_SCALE)], format="csr")
     fitted = LogisticRegression(C=WORD_INVERSE_PENALTY, max_iter=150, tol=1e-3).fit(inputs, labels)

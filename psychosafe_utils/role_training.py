@@ -46,14 +46,14 @@ def train_roles(table: pd.DataFrame, answers: list[Passage], folder: Path, work:
 
 
 def crossed_readings(table: pd.DataFrame, answers: list[Passage], *, adapter: Path = ADAPTER, epochs: float = EPOCHS) -> list[Reading]:
-    """What an adapter reads in each answer that saw none of its set: two learn from every other set, and the one that is kept from all.
+    """What an adapter reads in each answer that saw none of its set: two learn from every other set, and the one that is kept from all but XSTest.
 
     Args:
-        table: Columns prompt, response, set, label, roles (a letter a sentence; '' where nobody has read them).
+        table: Columns prompt, response, set, kind ('' or XSTest's type of prompt), label, roles (a letter a sentence; '' where nobody has read them).
         answers: From `embed_sentences`.
-        adapter: Folder of the one that is kept; it reads the sets of which nobody has read any sentence.
+        adapter: Folder of the one that is kept; it reads XSTest's answers.
     """
-    names = sorted(set(table.set[table.roles != ""]))
+    names = sorted(set(table.set[table.kind == ""]))
     half = table.set.map({name: i % 2 for i, name in enumerate(names)}).fillna(2)
     work = cache_dir() / f"roles-{content_hash(table[half < 2].to_dict('list'), RANK, LEARNING_RATE, BATCH_SIZE, epochs, SMOOTHING)}"
     found = np.empty(len(table), object)

@@ -23,8 +23,7 @@ DECLINES, GIVES, HELPS = range(3)
 ADAPTER = DATA / "adapters" / "sentence_roles"
 # Letters of the prompt that are read (and tokens: a Korean letter can be three), and tokens of a window: a longer answer is read in several, each behind the prompt.
 PROMPT_PART, WINDOW = 300, 448
-# Of `role_features`: all, and the odds of refusal at their end.
-N_FEATURES, N_ODDS = 6, 2
+N_FEATURES = 6
 
 
 class Reading(NamedTuple):

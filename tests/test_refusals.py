@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix, vstack
 from scipy.special import softmax
+from sklearn.metrics import cohen_kappa_score
 
 from psychosafe_utils import refusal_training, refusals
 from psychosafe_utils.benchmarks import load_xstest_answers
 from psychosafe_utils.config import DATA
 from psychosafe_utils.embeddings import embed, embed_sentences
 from psychosafe_utils.refusals import REFUSAL_CLASSES, refusal_classes, rule_refusal
+from psychosafe_utils.sentence_roles import Reading
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_a_partial_refusal_shows_what_it_declines_and_what_it_gives():
 def test_the_model_is_numbers_alone_and_beats_the_patterns_on_real_labels():
     """The committed model has seen these answers: this guards its file and its features; for answers unseen see its card."""
     model = refusals.load_refusal_model()
-    n = len(refusals.refusal_features(["x"], ["x"], embed(["x"]), embed_sentences(["x"]), [np.full((1, 5), 0.2)])[0])
+    n = len(refusals.refusal_features(["x"], ["x"], embed(["x"]), embed_sentences(["x"]), [Reading(np.full((1, 5), 0.2), np.full(3, 1 / 3))])[0])
     assert model.weights.shape == (n, 3) and model.bias.shape == model.word_bias.shape == (3,)
     assert model.word_weights.shape == (3 * refusals.WORD_FEATURES + len(refusals.rule_features("x", "x")), 3)
     assert all(np.isfinite(array).all() for array in model)
@@ -129,6 +131,13 @@ def test_each_of_the_two_models_counts_for_half():
     silent = model._replace(word_weights=model.word_weights * 0, word_bias=np.zeros(3))
     by_sentences = softmax(features @ model.weights + model.bias, axis=1)
     assert np.allclose(silent.probabilities(features, words), (by_sentences + 1 / 3) / 2)
+
+
+def test_a_second_blind_reading_of_partial_refusals_agrees_as_the_datasheet_says():
+    rows = pd.read_json(DATA / "rater_tests" / "refusals_partial.jsonl", lines=True).dropna(subset="label_again")
+    same, kappa = int((rows.label == rows.label_again).sum()), cohen_kappa_score(rows.label, rows.label_again)
+    told = f"labelled {len(rows)} rows anew, blind, from the same definitions (`label_again`): {same} the same, kappa {kappa:.2f}".replace("0.", ".")
+    assert told in (DATA / "DATASHEET.md").read_text()
 
 
 def test_words_are_those_of_the_beginning_the_whole_and_the_end():

@@ -120,16 +120,16 @@ def test_advice_counts_as_given_where_nothing_declines_and_as_help_in_place_of_i
 
 
 def test_no_answer_is_read_by_an_adapter_that_saw_its_set(monkeypatch, tmp_path):
-    table = pd.concat([answers([deed])[:2].assign(set=name) for deed, name in zip(DONE, ("a", "b", "c", "never read"))], ignore_index=True)
-    table.loc[table.set == "never read", "roles"] = ""
-    table.loc[1, "roles"] = ""  # nobody has read it, but others of its set
+    table = pd.concat([answers([deed])[:2].assign(set=name) for deed, name in zip(DONE, ("a", "b", "c", "XSTest"))], ignore_index=True)
+    table["kind"] = np.where(table.set == "XSTest", "homonyms", "")
+    table.loc[1, "roles"] = ""  # nobody has read its sentences: its class is told
     saw = {}
     monkeypatch.setenv("PSYCHOSAFE_CACHE", str(tmp_path))
     monkeypatch.setattr(role_training, "train_roles", lambda seen, answers, folder, work, epochs: saw.update({folder: set(seen.set)}))
     monkeypatch.setattr(role_training, "read_exchanges", lambda prompts, responses, answers, adapter: [(r, saw[adapter]) for r in responses])
     found = role_training.crossed_readings(table, embed_sentences(table.response.tolist()), adapter=tmp_path / "kept")
     assert [response for response, _ in found] == table.response.tolist()
-    assert [(name, seen) for name, (_, seen) in zip(table.set[::2], found[::2])] == [("a", {"b"}), ("b", {"a", "c"}), ("c", {"b"}), ("never read", {"a", "b", "c"})]
+    assert [(name, seen) for name, (_, seen) in zip(table.set[::2], found[::2])] == [("a", {"b"}), ("b", {"a", "c"}), ("c", {"b"}), ("XSTest", {"a", "b", "c"})]
     assert found[1][1] == {"b"}
 
 
