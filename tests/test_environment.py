@@ -1,9 +1,10 @@
 """One list of packages: requirements, conda, constraints and what is installed say the same."""
 
 import re
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from psychosafe_utils import colab
 from psychosafe_utils.config import ROOT
@@ -25,6 +26,12 @@ def test_constraints_agree_with_requirements_and_with_what_is_installed():
     for name, wanted in pins("requirements.txt").items():
         assert constraints[name.lower().replace("_", "-")] == wanted
         assert version(name).split("+")[0] == wanted
+
+
+def test_no_package_needs_a_later_python_than_the_project():
+    """One that did made pip search in vain for minutes on an earlier 3.11."""
+    wanted = {d.metadata["Name"]: d.metadata["Requires-Python"] or "" for d in distributions()}
+    assert [name for name, pythons in wanted.items() if not SpecifierSet(pythons).contains("3.11.0")] == []
 
 
 def test_every_requirement_says_why_it_is_there():
