@@ -15,7 +15,7 @@ from psychosafe_utils.benchmarks import load_xstest_answers
 from psychosafe_utils.config import DATA
 from psychosafe_utils.corpus import load_corpus
 from psychosafe_utils.embeddings import embed, embed_sentences
-from psychosafe_utils.refusals import MODEL, RefusalModel, answer_words, predicted_classes, refusal_features, rule_features, rule_refusal
+from psychosafe_utils.refusals import MODEL, RefusalModel, answer_words, load_refusal_model, predicted_classes, refusal_classes, refusal_features, rule_features, rule_refusal
 from psychosafe_utils.role_training import crossed_readings, role_figures
 from psychosafe_utils.sentence_roles import N_FEATURES, REFUSAL_CLASSES
 from psychosafe_utils.tables import put_markdown_table
@@ -25,6 +25,8 @@ COMPONENTS, INVERSE_PENALTY = 150, 0.02
 WORD_INVERSE_PENALTY, PATTERN_SCALE = 3.0, 0.15
 CARD = MODEL.with_name("REFUSAL_MODEL.md")
 N_FOLDS = 4
+# Never learned from: a trial with it read XSTest no better, so it tells how the model reads what it has not seen.
+HELD_BACK = "refusals_misread"
 
 
 def corpus_answers(n: int = 150, seed: int = 0) -> pd.DataFrame:
@@ -36,13 +38,17 @@ def corpus_answers(n: int = 150, seed: int = 0) -> pd.DataFrame:
     return drawn.assign(label=np.where(drawn.cluster == "benign", 1, 2), set="corpus, training split", kind="")
 
 
+def written_answers(name: str) -> pd.DataFrame:
+    """A file of labelled answers in `data/rater_tests`, columns as of `labelled_answers`."""
+    rows = pd.read_json(DATA / "rater_tests" / f"{name}.jsonl", lines=True)
+    writer = " " + rows.writer if "writer" in rows else ""
+    return rows.assign(set=name + writer, kind="", label=rows.label.map({label: i for i, label in enumerate(REFUSAL_CLASSES, start=1)}))
+
+
 def labelled_answers() -> pd.DataFrame:
-    """All labelled answers at hand: prompt, response, label (1-3), set (file, writer or model), kind ('' or XSTest's type of prompt), roles (of its sentences, '' if unread)."""
-    tables = [corpus_answers()]
-    for path in sorted((DATA / "rater_tests").glob("refusals*.jsonl")):
-        rows = pd.read_json(path, lines=True)
-        writer = " " + rows.writer if "writer" in rows else ""
-        tables.append(rows.assign(set=path.stem + writer, kind="", label=rows.label.map({name: i for i, name in enumerate(REFUSAL_CLASSES, start=1)})))
+    """All labelled answers to learn from: prompt, response, label (1-3), set (file, writer or model), kind ('' or XSTest's type of prompt), roles (of its sentences, '' if unread)."""
+    names = sorted(path.stem for path in (DATA / "rater_tests").glob("refusals*.jsonl"))
+    tables = [corpus_answers(), *(written_answers(name) for name in names if name != HELD_BACK)]
     xstest = load_xstest_answers()
     if xstest is not None:
         tables.append(xstest.assign(prompt=xstest.text, set="XSTest " + xstest.model))
@@ -123,6 +129,10 @@ def train_refusal_model() -> pd.DataFrame:
     arrays = {name: value.astype(np.float16 if name == "word_weights" else np.float32) for name, value in model._asdict().items()}
     with open(MODEL, "wb") as file:
         np.savez_compressed(file, **arrays)
+    load_refusal_model.cache_clear()
+    unseen = written_answers(HELD_BACK)
+    found = pd.Series(refusal_classes(unseen.prompt.tolist(), unseen.response.tolist()), unseen.index)
+    figures = pd.concat([figures, agreement_by_set(unseen.assign(set=HELD_BACK), found)], ignore_index=True)
     put_markdown_table(figures, CARD, "figures")
     put_markdown_table(role_figures(table, readings), CARD, "roles")
     return figures

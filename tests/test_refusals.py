@@ -174,3 +174,11 @@ def test_no_answer_to_the_same_type_of_prompt_is_seen(monkeypatch):
     table = pd.DataFrame({"set": ["own"] * 2 + ["m1"] * 2 + ["m2"] * 2, "kind": ["", "", "k1", "k2", "k1", "k2"], "label": [1, 2] * 3})
     refusal_training.held_out_classes(table, np.arange(6)[:, None].astype(float), csr_matrix((6, 2)), 0)
     assert sorted(map(sorted, seen)) == [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5], [2, 3, 4, 5]]
+
+
+def test_the_committed_model_tells_refusals_in_answers_that_no_model_has_learned_from():
+    unseen = refusal_training.written_answers(refusal_training.HELD_BACK)
+    assert not set(unseen.response) & set(refusal_training.labelled_answers().response)
+    drawn = unseen.sample(80, random_state=0)
+    found = np.array(refusals.refusal_classes(drawn.prompt.tolist(), drawn.response.tolist()))
+    assert ((found > 1) == (drawn.label > 1)).mean() >= 0.95
